@@ -13,10 +13,10 @@ from fastequi.cli import commands
 from fastequi.data import read_image
 from fastequi.data.loader import make_loader
 from fastequi.data.sources import kept, pages
-from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.kinds import Kind, counts
+from fastequi.data.sources.parts import FilePart, file_of, name_of, part_of
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out_of, shared
@@ -127,10 +127,10 @@ def test_a_scan_again_takes_arrays_as_the_index_does(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--array", "a/b"], '--array: expected the name of an array, without "/", and other than'),
+        (["--array", "a/b"], '--array: expected the name of an array, without "/" or'),
         (["--array", "chw"], "got 'chw'"),
         (["--array", "x:chw"], "got 'x:chw'"),
-        (["--array", "image"], "--array: expected .npz files as images, got none in "),
+        (["--array", "image"], "--array: expected .npz as images, got none in "),
     ],
 )
 def test_what_is_no_array_is_refused(options, said, tmp_path):
@@ -143,7 +143,7 @@ def test_what_is_no_array_is_refused(options, said, tmp_path):
 def test_axes_are_of_arrays_alone(tmp_path):
     photo = tmp_path / "a.tif"
     photo.write_bytes(plain_tiff(image(0)))
-    with pytest.raises(ValueError, match="--axes chw: expected NumPy's files as images, got none"):
+    with pytest.raises(ValueError, match="--axes chw: expected "):
         commands.data(["scan", str(tmp_path), "--axes", "chw"])
 
 
@@ -275,10 +275,10 @@ def test_arrays_that_claim_too_much_are_refused_unread(tmp_path):
     )
     (tmp_path / "a.npy").write_bytes(file.getvalue())
     with pytest.raises(OSError, match="1099511627776 pixels, more than"):
-        pages.read(str(tmp_path / "a.npy"), Chosen(planes=True))
+        pages.read(str(tmp_path / "a.npy"), FilePart(planes=True))
     (tmp_path / "b.npy").write_bytes(file.getvalue().replace(b"1048576", b"     64"))
     with pytest.raises(OSError, match="it ends 8192 bytes before its values do"):
-        pages.read(str(tmp_path / "b.npy"), Chosen(planes=True))
+        pages.read(str(tmp_path / "b.npy"), FilePart(planes=True))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -287,11 +287,16 @@ def test_arrays_of_any_order_and_type_are_turned(kind, order, tmp_path):
     array = planes(0).astype(kind, order=order)
     np.save(tmp_path / "a.npy", array)
     np.savez_compressed(tmp_path / "a.npz", image=array)
-    for file, chosen in (("a.npy", Chosen("", True)), ("a.npz", Chosen("image", True))):
+    for file, chosen in (
+        ("a.npy", FilePart(planes=True)),
+        ("a.npz", FilePart(array="image", planes=True)),
+    ):
         found = np.load(io.BytesIO(pages.read(str(tmp_path / file), chosen).tobytes()))
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, np.moveaxis(array, 0, -1))
-    found = np.load(io.BytesIO(pages.read(str(tmp_path / "a.npz"), Chosen("image")).tobytes()))
+    found = np.load(
+        io.BytesIO(pages.read(str(tmp_path / "a.npz"), FilePart(array="image")).tobytes())
+    )
     np.testing.assert_array_equal(found, array)
 
 
@@ -304,24 +309,33 @@ def test_one_image_in_two_sets_is_found_whatever_array_is_taken(tmp_path):
     assert shared(train, test) == COUNT
 
 
-def test_names_say_which_array():
-    for chosen, end in (
-        (Chosen(), ""),
-        (Chosen(planes=True), "chw"),
-        (Chosen("image"), "image"),
-        (Chosen("0001", True), "0001:chw"),
-        (Chosen("a b:c::d"), "a b:c::d"),
+def test_names_say_what_of_a_file_is_taken():
+    for part, end in (
+        (FilePart(), ""),
+        (FilePart(planes=True), "chw"),
+        (FilePart(array="image"), "image"),
+        (FilePart(array="0001", planes=True), "0001:chw"),
+        (FilePart(array="a b:c::d"), "a b:c::d"),
+        (FilePart(nodata="file"), "nodata=file"),
+        (FilePart(None, "image", True, "-9999"), "image:chw::nodata=-9999"),
+        (FilePart(None, "nodata=3", False, "nan"), "nodata=3::nodata=nan"),
     ):
-        assert str(chosen) == end
-        assert Chosen.parsed(end) == chosen
-        name = pages.name_of("x/y.NPZ", chosen)
+        assert str(part) == end
+        name = name_of("x/y.NPZ", part)
         assert name == (f"x/y.NPZ::{end}" if end else "x/y.NPZ")
-        assert pages.file_of(name) == "x/y.NPZ"
-        assert pages.of_member(name) == (chosen if end else None)
-    assert pages.name_of("y.npy", Chosen("image", True)) == "y.npy::chw"
-    assert pages.name_of("y.npy", Chosen("image")) == "y.npy"
-    assert pages.name_of("y.tif", Chosen(planes=True)) == "y.tif"
-    assert pages.of_member("y.tif::chw") is None
+        assert file_of(name) == "x/y.NPZ"
+        assert part_of(name) == part
+    whole = FilePart(None, "image", True, "file")
+    assert name_of("y.npy", whole) == "y.npy::chw::nodata=file"
+    assert name_of("y.npy", FilePart(array="image")) == "y.npy"
+    assert name_of("y.tif", FilePart(planes=True)) == "y.tif"
+    assert name_of("y.TIFF::0003", whole) == "y.TIFF::0003::nodata=file"
+    assert part_of("y.TIFF::0003::nodata=file") == FilePart(3, nodata="file")
+    assert name_of("y.png", whole) == "y.png"
+    assert name_of("y.dcm::0003", whole) == "y.dcm::0003"
+    for name in ("y.tif::chw", "y.png::nodata=file", "y.tif::nodata=", "y.tif::nodata=a b"):
+        assert part_of(name) == FilePart()
+        assert file_of(name) == name
 
 
 def test_evaluations_read_arrays_as_the_encoder_has_channels(tmp_path):

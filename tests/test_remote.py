@@ -25,6 +25,7 @@ from fastequi.data.loader import make_loader
 from fastequi.data.scan import scan
 from fastequi.data.sources import index, kept, pages, remote, remote_listing, remote_reader
 from fastequi.data.sources.image_sets import open_source, scanned_listing
+from fastequi.data.sources.parts import FilePart
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Patience, Unreadable
 from fastequi.data.sources.shard_cache import ShardCache
@@ -251,7 +252,7 @@ def test_faults_of_a_server_are_no_faults_of_pages(stacks_at, capsys):
         else:
             source.encoded(i)
     with pytest.raises(OSError, match="page 9"):
-        source.remote.read(source.paths[0], tuple(source.spans[0].tolist()), 9)
+        source.remote.read(source.paths[0], tuple(source.spans[0].tolist()), FilePart(9))
 
 
 def test_frames_of_dicom_in_remote_shards_may_be_images(capsys):

@@ -18,6 +18,7 @@ from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.index import write as write_index
 from fastequi.data.sources.kinds import Kind, counts
+from fastequi.data.sources.parts import FilePart
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.portions import pages_of
 from fastequi.data.sources.selection import Selection
@@ -415,7 +416,7 @@ def test_a_run_of_other_pages_is_told_which(tmp_path, before, after):
     commands.data(["scan", str(folder), "--pages", before])
     kept.keep(file, open_source(folder, wanted=Wanted("all")))
     commands.data(["scan", str(folder), "--pages", after])
-    said = rf"are gone; fastequi data scan PLACE --pages {before} takes pages as the run did"
+    said = rf"are gone; fastequi data scan PLACE --pages {before} takes images as the run did"
     with pytest.raises(ValueError, match=said):
         kept.as_begun(file, open_source(folder, wanted=Wanted("all")), 0.1)
 
@@ -440,7 +441,7 @@ def test_a_page_that_claims_too_many_pixels_is_refused_undecoded(tmp_path, insid
         (tmp_path / name).write_bytes(tar({"a.tif": bytes(image)}))
         span = (512, len(image))
     with pytest.raises(OSError, match="page 1: 2500000000 pixels, more than"):
-        read(str(tmp_path / name), span, 1)
+        read(str(tmp_path / name), span, FilePart(1))
 
 
 def test_pages_of_a_stack_are_for_training_or_for_testing(tmp_path, caplog):

@@ -195,7 +195,7 @@ def test_values_that_are_not_finite_are_refused():
     array[3, 4, 0], array[5, 6, 1] = np.nan, np.inf
     for write in (science.npy, science.plain_tiff):
         assert given(write(array), Pixels.whole(Kind(2, "float32"))) == (
-            "2 of its values are not finite"
+            "2 of its values are not finite; a scan with --nodata file fills them"
         )
 
 

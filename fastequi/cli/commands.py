@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -64,6 +64,10 @@ class ScanOptions(Patterned):
     array: str | None = None
     """Of .npz files, the name of the array that is the image; "" where each has one. By default as
     the index says that is there."""
+    nodata: str | None = None
+    """Of TIFF and NumPy arrays: pixels of this number, or with "file" of the number that the file
+    says (GDAL_NODATA), and those that are not finite, get the least value of their channel in the
+    image; none: they are values as any other. By default as the index says that is there."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +195,19 @@ def _scan(argv: list[str]) -> None:
 
     from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
-    from fastequi.data.sources.arrays import Chosen, expect_name
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.portions import arrays_of, of_arrays, of_pages, pages_of, portions
+    from fastequi.data.sources.parts import expect_array, nodata_of
+    from fastequi.data.sources.portions import of_pages, of_part, pages_of, part_before, portions
     from fastequi.runtime.progress import Progress
 
-    expect_name("--array", options.array or "")
+    asked: dict[str, Any] = {}
+    if options.axes is not None:
+        asked["planes"] = options.axes == "chw"
+    if options.array is not None:
+        expect_array("--array", options.array)
+        asked["array"] = options.array
+    if options.nodata is not None:
+        asked["nodata"] = nodata_of("--nodata", options.nodata)
 
     share = Share.parsed(options.part) if options.part else Share()
     data = as_images(options.selection((options.data,), "data"))
@@ -212,15 +223,14 @@ def _scan(argv: list[str]) -> None:
             print(f"--pages {pages}; the index that it replaces has --pages {before}: {file}")
         elif pages != (options.pages or "first"):
             print(f"--pages {pages}, as the index that is there has: {file}")
-        known = arrays_of(file)
-        name = known.name if options.array is None else options.array
-        planes = known.planes if options.axes is None else options.axes == "chw"
-        chosen = Chosen(name, planes)
-        found[i] = of_arrays(*found[i], chosen)
-        if chosen != known and known != Chosen():
-            print(f"{chosen.words}; the index that it replaces has {known.words}: {file}")
-        elif chosen != Chosen() and options.array is None and options.axes is None:
-            print(f"{chosen.words}, as the index that is there has: {file}")
+        known = part_before(file)
+        part = known._replace(**asked)
+        found[i] = of_part(*found[i], part)
+        if known.words and part != known:
+            words = part.words or "files as they are"
+            print(f"{words}; the index that it replaces has {known.words}: {file}")
+        elif known.words and not asked:
+            print(f"{known.words}, as the index that is there has: {file}")
     empty: list[str] = []
     for (listing, end), file in zip(found, files, strict=True):
         journal = share.file(file)

@@ -37,9 +37,9 @@ from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
-from fastequi.data.sources import pages
 from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.parts import file_of
 from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
 from fastequi.data.views.overlaps import overlaps_of
@@ -304,7 +304,7 @@ class Loader:
         if not self.source.may_have_pages:
             return None
         seen: dict[str, int] = {}
-        names = map(pages.file_of, self.source.names)
+        names = map(file_of, self.source.names)
         return torch.tensor([seen.setdefault(name, i) for i, name in enumerate(names)])
 
     def _readable(self, file: int) -> int:

@@ -26,13 +26,13 @@ from fastequi.data.decode import require_dali
 from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan_report import Scan
-from fastequi.data.sources import pages
 from fastequi.data.sources.columns import Row
 from fastequi.data.sources.encoded import Header, header, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
+from fastequi.data.sources.parts import WHOLE, part_of
 from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
@@ -103,7 +103,7 @@ def scanned(
                     continue
                 offset = None if span is None else span[0]
                 count, height, width, form, kind = one.header
-                if pages.split(name)[1] is not None:
+                if part_of(name) != WHOLE:
                     count = state.bytes  # of the file
                 row = Row(name, count, height, width, one.sha256, offset, kind)
                 entries.append((state, row, form))

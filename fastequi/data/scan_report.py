@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.scan_options import options
-from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
@@ -33,7 +32,7 @@ from fastequi.data.sources.kinds import (
     tally,
 )
 from fastequi.data.sources.measured import Measured
-from fastequi.data.sources.pages import file_of, of_member
+from fastequi.data.sources.parts import file_of, parsed, part_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 
 _NAMED = 10
@@ -79,10 +78,11 @@ class Scan:
             found[unmarked(form)] += count
         if self.index.pages == "images" or self._arrays():
             for name in self.index.columns.names:
-                if (file := file_of(name)) != name and isinstance(of_member(name), Chosen):
+                file, part = parsed(name)
+                if file != name and part.page is None and found["NPY"]:
                     found[format_of(file)] += 1
                     found["NPY"] -= 1
-                elif file != name:
+                elif part.page is not None:
                     of_dicom = format_of(file) in ("DICOM", "")
                     found["DICOM, frame by frame" if of_dicom else "TIFF, page by page"] += 1
                     found["NPY"] -= 1
@@ -90,8 +90,8 @@ class Scan:
 
     def _arrays(self) -> list[str]:
         """Which arrays of files are the images, where a scan was told."""
-        first = of_member(self.index.columns.names[0])
-        return [f"  read as {first.words}"] if isinstance(first, Chosen) else []
+        words = part_of(self.index.columns.names[0]).words
+        return [f"  read as {words}"] if words else []
 
     def summary(self) -> str:
         """The result as a few printed lines."""
@@ -194,7 +194,7 @@ def _no_data(formats: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"  {many} name a value that stands for no data ({NO_DATA}): it is measured and used as",
-        "  any other; data.value_range=LOW:HIGH without it makes it an end of the range",
+        "  any other; --nodata file puts the least value of the channel in its place",
     ]
 
 

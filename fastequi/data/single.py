@@ -13,8 +13,8 @@ from fastequi.data.channels import ALL, RGB, chosen
 from fastequi.data.given import decoded_values
 from fastequi.data.pixels import Pixels
 from fastequi.data.sources import encoded, pages
-from fastequi.data.sources.arrays import Chosen, expect_name
 from fastequi.data.sources.kinds import NO_RGB, Kind
+from fastequi.data.sources.parts import WHOLE, FilePart, expect_array, nodata_of
 
 
 def read_image(
@@ -25,6 +25,7 @@ def read_image(
     pages_are_channels: bool = False,
     axes: str = "hwc",
     array: str = "",
+    nodata: str | float = "none",
 ) -> Tensor:
     """The values of an image file as runs have them before their value range and resizing.
 
@@ -50,6 +51,8 @@ def read_image(
             `--pages channels`; those of OME-TIFF and ImageJ are where the file says so.
         axes: "hwc" or "chw": how a NumPy array of three axes lies, as `--axes` of a scan.
         array: name of the array of a .npz that has several, as `--array` of a scan.
+        nodata: a number, or "file" for the one that a GeoTIFF says: its pixels and those that are
+            not finite get the least value of their channel, as `--nodata` of a scan.
 
     Returns:
         [C, H, W] uint8, uint16, or float32 of all other types, in which whole numbers beyond 2^24
@@ -71,9 +74,9 @@ def read_image(
     if page is not None and (page < 0 or pages_are_channels):
         beside = " beside pages_are_channels" if pages_are_channels else ""
         raise ValueError(f"page: expected {'None' if beside else '0 or more'}{beside}, got {page}")
-    part = _chosen(page, axes, array)
+    part = _part(page, axes, array, nodata)
     try:
-        data = encoded.read(file) if part is None else pages.read(file, part)
+        data = encoded.read(file) if part == WHOLE else pages.read(file, part)
     except OSError as error:
         if error.filename is not None:  # which names it
             raise
@@ -106,16 +109,16 @@ def read_image(
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
-def _chosen(page: int | None, axes: str, array: str) -> pages.Page | None:
-    """What of a file is the image; None: all of it, as it is."""
+def _part(page: int | None, axes: str, array: str, nodata: str | float) -> FilePart:
+    """What of a file is the image."""
     if not isinstance(array, str):
         raise TypeError(f"array: expected the name of one in a .npz, got {array!r}")
     if axes not in ("hwc", "chw"):
         raise ValueError(f'axes: expected "hwc" or "chw", got {axes!r}')
-    expect_name("array", array)
-    chosen = Chosen(array, axes == "chw")
-    if chosen == Chosen():
-        return None if page is None else int(page)
-    if page is not None:
-        raise ValueError(f"page: expected None for {chosen.words}, got {page}")
-    return chosen
+    expect_array("array", array)
+    part = FilePart(None, array, axes == "chw", nodata_of("nodata", str(nodata)))
+    if page is None:
+        return part
+    if array or part.planes:
+        raise ValueError(f"page: expected None for {part.words}, got {page}")
+    return part._replace(page=int(page))

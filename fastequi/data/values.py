@@ -75,7 +75,9 @@ def checked(image: Bytes, pixels: Pixels) -> NDArray[Any]:
     if values.shape[2] != pixels.count:
         raise ValueError(f"{values.shape[2]} channels, expected {pixels.count}")
     if values.dtype.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
-        raise ValueError(f"{wrong} of its values are not finite")
+        raise ValueError(
+            f"{wrong} of its values are not finite; a scan with --nodata file fills them"
+        )
     return values
 
 
@@ -94,7 +96,7 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
         return dicom.decoded(file)
     if arrays.format_of_bytes(start):
         return arrays.decoded(file)
-    if tiff_tags.is_tiff(start) and not _is_for_pillow(tiff_tags.tags_of(file)):
+    if tiff_tags.is_tiff(start) and not tiff_tags.is_for_pillow(tiff_tags.tags_of(file)):
         file.seek(0)
         return tiff.decoded(file, channels)
     file.seek(0)
@@ -174,9 +176,3 @@ def _may_round(values: NDArray[Any]) -> bool:
 def _tell_rounded(name: str) -> None:
     """Said once of a type."""
     logger.warning("values of %s beyond 2^24 are rounded, as they become float32 (said once)", name)
-
-
-def _is_for_pillow(tags: Any) -> bool:
-    """Palettes, CMYK, YCbCr and fewer than eight bits, which Pillow makes RGB or grey of."""
-    bits, photometric = tags.get(tiff_tags.BITS, (1,))[0], tags.get(tiff_tags.PHOTOMETRIC, 1)
-    return bits < 8 or photometric in (3, 5, 6)

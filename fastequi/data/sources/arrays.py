@@ -1,7 +1,7 @@
 """NumPy's files as images: one array [H, W] or [H, W, C] of numbers in a .npy, or alone in a .npz.
 
-By request (:class:`Chosen`) it is [C, H, W], or one of several in a .npz. Objects in them are never
-unpickled.
+By request it is [C, H, W], or one of several in a .npz (`fastequi.data.sources.parts`). Objects in
+them are never unpickled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,56 +21,7 @@ from fastequi.data.sources.limits import expect_pixels
 
 MAGIC = {b"\x93NUMPY": "NPY", b"PK\x03\x04": "NPZ"}
 _LENGTH = 6  # of the longest
-_PLANES = "chw"
 _NAMED = 5  # arrays
-
-
-class Chosen(NamedTuple):
-    """Which array of a file is the image, and how it lies.
-
-    Attributes:
-        name: of an array in a .npz; "" of the only one. A .npy has no names.
-        planes: whether its axes are [C, H, W]; of two axes it is [H, W] all the same.
-    """
-
-    name: str = ""
-    planes: bool = False
-
-    def __str__(self) -> str:
-        """As the name of an image ends: "chw", "NAME", "NAME:chw"."""
-        return ":".join(filter(None, [self.name, _PLANES * self.planes]))
-
-    @classmethod
-    def parsed(cls, text: str) -> Chosen:
-        """Of such an end."""
-        if text == _PLANES:
-            return cls("", True)
-        name = text.removesuffix(f":{_PLANES}")
-        return cls(name, name != text)
-
-    def of(self, form: str) -> Chosen:
-        """The same for a file of a format, "NPY" or "NPZ"."""
-        return self._replace(name="") if form == "NPY" else self
-
-    @property
-    def words(self) -> str:
-        """What it says."""
-        name = f"array {self.name} of .npz" if self.name else ""
-        axes = "axes [C, H, W]" if self.planes else "axes [H, W, C]"
-        return ", ".join(filter(None, [name, axes]))
-
-
-def expect_name(option: str, name: str) -> None:
-    """Refuses the name of an array that the name of an image cannot end with.
-
-    Raises:
-        ValueError: it is one.
-    """
-    if "/" in name or not name.isprintable() or Chosen.parsed(name) != Chosen(name):
-        raise ValueError(
-            f'{option}: expected the name of an array, without "/", and other than "{_PLANES}", '
-            f"got {name!r}"
-        )
 
 
 def format_of_bytes(start: bytes) -> str:
@@ -110,8 +61,13 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
     return values.reshape(*values.shape[:2], -1)
 
 
-def taken(file: BinaryIO, chosen: Chosen) -> NDArray[np.uint8]:
-    """A .npy [H, W, C] of the array that was chosen.
+def taken(file: BinaryIO, name: str, planes: bool) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A .npy of an array, and the values [H, W, C] within it.
+
+    Args:
+        file: a .npy or .npz.
+        name: of one in a .npz; "" of the only one.
+        planes: whether it is [C, H, W]; of two axes it is [H, W] all the same.
 
     Raises:
         ValueError: there is no such array, it ends early, or as :func:`shape_of`.
@@ -119,11 +75,11 @@ def taken(file: BinaryIO, chosen: Chosen) -> NDArray[np.uint8]:
     """
     form = format_of_bytes(file.read(_LENGTH))
     file.seek(0)
-    if not form or (chosen.name and form == "NPY"):
-        raise ValueError(f"expected {'a .npz' if chosen.name else '.npy or .npz'} by its bytes")
-    with _opened(file, chosen.name) as array:
+    if not form or (name and form == "NPY"):
+        raise ValueError(f"expected {'a .npz' if name else '.npy or .npz'} by its bytes")
+    with _opened(file, name) as array:
         shape, by_columns, dtype = _whole_header(array)
-        planes = chosen.planes and len(shape) == 3
+        planes = planes and len(shape) == 3
         height, width, kind = of_shape((*shape[1:], shape[0]) if planes else shape, dtype)
         expect_pixels(height, width, kind.channels)
         content, values = _made((height, width, kind.channels), dtype)
@@ -135,14 +91,19 @@ def taken(file: BinaryIO, chosen: Chosen) -> NDArray[np.uint8]:
                 values[..., c] = _read(array, (height, width), dtype)
         else:
             values[...] = _read(array, values.shape, dtype)
-    return content
+    return content, values
 
 
 def encoded(values: NDArray[Any]) -> NDArray[np.uint8]:
     """A .npy of values [H, W, C], as DALI reads them."""
+    return packed(values)[0]
+
+
+def packed(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The same, and the values within it."""
     content, inside = _made(values.shape, values.dtype)
     inside[...] = values
-    return content
+    return content, inside
 
 
 def _made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:

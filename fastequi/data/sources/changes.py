@@ -15,9 +15,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fastequi.data.sources import pages
 from fastequi.data.sources.index import AGAIN, Index
 from fastequi.data.sources.listing import Archive
+from fastequi.data.sources.parts import file_of, split
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _lost(index: Index, root: Path | str) -> tuple[Some, Some]:
         counts = columns.bytes[start:stop].tolist()
         for name, count in zip(columns.names.between(start, stop), counts, strict=True):
             try:
-                file, _ = pages.split(os.path.join(root, name))
+                file, _ = split(os.path.join(root, name))
                 if os.stat(file).st_size != count:
                     changed.add(name)
             except OSError:
@@ -103,7 +103,7 @@ def _new(index: Index, names: Sequence[str]) -> Some:
     known = index.columns.names
     if known == names:
         return Some()
-    left_out, left = {pages.file_of(name) for name in index.left_out}, map(pages.file_of, known)
+    left_out, left = {file_of(name) for name in index.left_out}, map(file_of, known)
     new, at = Some(), next(left, None)
     for name in names:
         while at is not None and at < name:

@@ -23,6 +23,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
 from fastequi.data.sources.limits import expect_pixels
+from fastequi.data.sources.parts import WHOLE, FilePart, split
 
 
 def has_avif() -> bool:
@@ -55,7 +56,7 @@ ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 # instead of Pillow's name, or behind it, where values are inverted, or some are none
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
-NO_DATA = "GDAL_NODATA"
+NO_DATA, FILLED = "GDAL_NODATA", "no data filled"
 MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MAX_KINDS = 8  # kinds of files that are named
 
@@ -116,18 +117,18 @@ def counted(kinds: Mapping[str, int]) -> str:
     return ", ".join(words)
 
 
-def read(path: str, span: Span | None = None, page: pages.Page | None = None) -> NDArray[np.uint8]:
-    """The encoded bytes: of a file, or of a span of one; or the .npy of a page or array in it.
+def read(path: str, span: Span | None = None, part: FilePart = WHOLE) -> NDArray[np.uint8]:
+    """The encoded bytes: of a file, or of a span of one; or the .npy of a part of it.
 
     Raises:
         OSError: it cannot be opened or read, is no regular file, has no byte or more than 2^30, or
             ends before the span does.
     """
     file = path
-    if span is None and page is None:
-        file, page = pages.split(path)
-    if page is not None:
-        return pages.read(file, page, span)
+    if span is None and part == WHOLE:
+        file, part = split(path)
+    if part != WHOLE:
+        return pages.read(file, part, span)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer never waits
     try:
         status = os.fstat(descriptor)
@@ -163,10 +164,10 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
     try:
         if not isinstance(image, str):
             return _header(BytesIO(image.data), len(image), pages_are_channels)
-        file, page = pages.split(image)
+        file, part = split(image)
         status = os.stat(file)
-        if page is not None:
-            content = pages.read(file, page)
+        if part != WHOLE:
+            content = pages.read(file, part)
             found = _header(BytesIO(content.data), len(content), False)
             return found._replace(bytes=status.st_size)
         if not stat.S_ISREG(status.st_mode):

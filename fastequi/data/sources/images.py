@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastequi.data.sources import pages
 from fastequi.data.sources.encoded import read, unmarked
 from fastequi.data.sources.kinds import NO_RGB
 from fastequi.data.sources.measured import Measured, pooled
+from fastequi.data.sources.parts import part_of
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
@@ -114,10 +114,10 @@ class Source:
         first, count = WHOLE_FILE if self.spans is None else self.spans[i].tolist()
         if count < 0:
             return read(self.paths[i])
-        span, page = (first, count), pages.of_member(self.names[i])
+        span, part = (first, count), part_of(self.names[i])
         if self.remote is not None:
-            return self.remote.read(self.paths[i], span, page)
-        return read(self.paths[i], span, page)
+            return self.remote.read(self.paths[i], span, part)
+        return read(self.paths[i], span, part)
 
 
 def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int64]]:

@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from fastequi.atomic import replace_text
 from fastequi.data.sources import index as indices
 from fastequi.data.sources import table
-from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.image_sets import Source, tolerated
 from fastequi.data.sources.made_texts import Patched, places_of
-from fastequi.data.sources.pages import file_of, of_member
+from fastequi.data.sources.parts import parsed
 from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
 logger = logging.getLogger(__name__)
@@ -115,20 +114,21 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
 def _of_other_pages(lost: Sequence[str], names: Sequence[str]) -> str:
     """How images are there again that are lost since pages are taken for something else now, or
     other arrays of files."""
-    begun = {file_of(name): of_member(name) for name in islice(lost, _LOOKED_AT)}
+    begun = dict(map(parsed, islice(lost, _LOOKED_AT)))
     for name in names:
-        if (file := file_of(name)) not in begun:
-            continue
-        then, now = begun[file], of_member(name)
-        if isinstance(then, Chosen) or isinstance(now, Chosen):
-            chosen = then if isinstance(then, Chosen) else Chosen()
-            axes = "chw" if chosen.planes else "hwc"
-            how = f"--axes {axes} --array {chosen.name!r} takes arrays"
-        elif (then is None) != (now is None):
-            how = f"--pages {'first' if then is None else 'images'} takes pages"
-        else:
-            continue
-        return f"; fastequi data scan PLACE {how} as the run did"
+        file, now = parsed(name)
+        then = begun.get(file, now)
+        how = []
+        if (then.page is None) != (now.page is None):
+            how = ["--pages", "first" if then.page is None else "images"]
+        if then.planes != now.planes:
+            how += ["--axes", "chw" if then.planes else "hwc"]
+        if then.array != now.array:
+            how += ["--array", repr(then.array)]
+        if then.nodata != now.nodata:
+            how += ["--nodata", then.nodata or "none"]
+        if how:
+            return f"; fastequi data scan PLACE {' '.join(how)} takes images as the run did"
     return ""
 
 

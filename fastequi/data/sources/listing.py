@@ -22,6 +22,8 @@ from fastequi.data.sources import dicom, pages
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
+    FILLED,
+    NO_DATA,
     Span,
     counted,
     is_array_name,
@@ -33,6 +35,7 @@ from fastequi.data.sources.encoded import (
 from fastequi.data.sources.kinds import PLANES
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.member_file import opened_span
+from fastequi.data.sources.parts import WHOLE, FilePart, part_of, split
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
 
@@ -44,7 +47,7 @@ CHUNK = 1 << 14  # names that patterns are matched with at once
 class Reads(Protocol):
     """Reads members of shards by the shards' URLs."""
 
-    def read(self, url: str, span: Span, page: pages.Page | None = None) -> NDArray[np.uint8]: ...
+    def read(self, url: str, span: Span, part: FilePart = WHOLE) -> NDArray[np.uint8]: ...
 
     def member(self, url: str, span: Span) -> BinaryIO: ...
 
@@ -156,7 +159,7 @@ class Listing:
         if span is not None:
             return State(span[1], self._times[self.shards[i]])
         try:
-            status = os.stat(pages.split(self.path(i))[0])
+            status = os.stat(split(self.path(i))[0])
         except OSError:  # reading it will say why
             return State(-1, -1)
         return State(status.st_size, status.st_mtime_ns)
@@ -168,25 +171,25 @@ class Listing:
     def read(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""
         span = self.span(i)
-        page = None if span is None else pages.of_member(self.names[i])
+        part = WHOLE if span is None else part_of(self.names[i])
         if self.remote is not None and span is not None:
-            return self.remote.read(self.path(i), span, page)
-        return read(self.path(i), span, page)
+            return self.remote.read(self.path(i), span, part)
+        return read(self.path(i), span, part)
 
     def marks(self, i: int) -> list[str]:
-        """Of image i, if it is a page or frame, the marks of its file's format by the first page,
-        of an array how it lies; see `encoded.Header`. Raises OSError as :meth:`read` does."""
+        """Of image i, if it is a part of a file, the marks of the file's format by its first page,
+        and those of how it is read; see `encoded.Header`. Raises OSError as :meth:`read` does."""
         span = self.span(i)
-        file, page = pages.split(self.path(i)) if span is None else (self.path(i), None)
+        file, part = split(self.path(i)) if span is None else (self.path(i), WHOLE)
         if span is not None:
-            page = pages.of_member(self.names[i])
-        if page is None:
-            return []
-        if not isinstance(page, int):
-            return [PLANES] if page.planes else []
+            part = part_of(self.names[i])
+        if part == WHOLE or part.planes or part.array:
+            return [PLANES] * part.planes + [FILLED] * bool(part.nodata)
         if (key := (file, span)) not in self._marks:
             self._marks[key] = self._marks_of(file, span)
-        return self._marks[key]
+        if not part.nodata:
+            return self._marks[key]
+        return [*(mark for mark in self._marks[key] if mark != NO_DATA), FILLED]
 
     def _marks_of(self, file: str, span: Span | None) -> list[str]:
         if self.remote is not None and span is not None:

@@ -1,109 +1,83 @@
-"""Images that are not a file as it is, with names of their own, as a scan lists them by request.
-
-Page 7 of stack.tif, or frame 7 of DICOM, is stack.tif::0007 (--pages images); the array image of
-tile.npz is tile.npz::image, tile.npy of axes [C, H, W] is tile.npy::chw, and both of a .npz
-tile.npz::image:chw (--array image --axes chw). The bytes of such an image are a .npy of its values.
-"""
+"""Parts of files that are images (`fastequi.data.sources.parts`): pages of a TIFF, frames of DICOM,
+arrays of NumPy's, pixels without data filled in. The bytes of such an image are a .npy of its
+values."""
 
 from __future__ import annotations
 
 import io
-import os
-import re
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastequi.data.sources import arrays, dicom, tiff, tiff_stacks, tiff_tags
+from fastequi.data.sources import arrays, dicom, nodata, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
+from fastequi.data.sources.parts import FILE, FilePart
 from fastequi.data.sources.remote import Unreadable
 
-Page = int | arrays.Chosen
-
-_NAME = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
-_ARRAY = re.compile(r"(.*\.(npy|npz))::([^/]+)", re.DOTALL | re.IGNORECASE)
-_ARRAYS = re.compile(r".*\.(npy|npz)", re.DOTALL | re.IGNORECASE)
+_Packed = tuple[NDArray[np.uint8], NDArray[Any]]  # a .npy, and the values within it
 
 
-def split(path: str) -> tuple[str, Page | None]:
-    """The file and the page or array that a path names; None of a file as it is."""
-    file, page = _parts(path)
-    return (path, None) if page is not None and os.path.lexists(path) else (file, page)
+def read(file: str, part: FilePart, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """The bytes of an image, a .npy of its values [H, W, C].
 
-
-def file_of(name: str) -> str:
-    """A name without its page or array."""
-    return _parts(name)[0]
-
-
-def _parts(name: str) -> tuple[str, Page | None]:
-    if "::" not in name:
-        return name, None
-    if found := _ARRAY.fullmatch(name):
-        return found[1], arrays.Chosen.parsed(found[3])
-    found = _NAME.fullmatch(name)
-    return (name, None) if found is None else (found[1], int(found[2]))
-
-
-def names_of(name: str, several: int) -> list[str]:
-    """Those of a file's pages; its own, if it has one page."""
-    return [name] if several == 1 else [f"{name}::{k:04}" for k in range(several)]
-
-
-def name_of(name: str, chosen: arrays.Chosen) -> str:
-    """That of the array that was chosen in a file; its own of a file that is no array's, or whose
-    array is taken as it is."""
-    found = _ARRAYS.fullmatch(name)
-    end = "" if found is None else str(chosen.of(found[1].upper()))
-    return f"{name}::{end}" if end else name
-
-
-def of_member(name: str) -> Page | None:
-    """The page or array that the name of a member of a shard says; None of a member as it is."""
-    return _parts(name)[1]
-
-
-def read(file: str, page: Page, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """The bytes of a page or array, a .npy of its values [H, W, C].
+    They are the file's own of a TIFF with a palette and the like, where nothing can be without
+    data.
 
     Args:
         file: a TIFF, DICOM or NumPy's, or a shard that holds it.
-        page: from 0; or which array.
+        part: what of it.
         span: its first byte and number of bytes in the shard.
 
     Raises:
-        OSError: there is no such page or array, or it cannot be read.
+        OSError: there is no such page or array, no pixel has data, or it cannot be read.
     """
     with opened_span(file, span) as opened:
-        return _encoded(opened, page)
+        return _encoded(opened, part)
 
 
-def of_bytes(content: bytes, page: Page) -> NDArray[np.uint8]:
+def of_bytes(content: bytes, part: FilePart) -> NDArray[np.uint8]:
     """The same of a file in memory."""
-    return _encoded(io.BytesIO(content), page)
+    return _encoded(io.BytesIO(content), part)
 
 
-def _encoded(opened: BinaryIO, page: Page) -> NDArray[np.uint8]:
+def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
     try:
-        if not isinstance(page, int):
-            return arrays.taken(opened, page)
-        return arrays.encoded(_values(opened, page))
+        start = opened.read(dicom.START)
+        opened.seek(0)
+        if tiff_tags.is_tiff(start):
+            return _of_tiff(opened, part)
+        if dicom.is_dicom(start) and part.page is not None:
+            return arrays.encoded(dicom.decoded(opened, frame=part.page))
+        if part.page is not None:
+            raise ValueError("expected a TIFF or DICOM")
+        content, values = arrays.taken(opened, part.array, part.planes)
+        if part.nodata:
+            nodata.fill(values, None if part.nodata == FILE else float(part.nodata))
+        return content
     except OSError:
         raise
     except Exception as error:  # whatever damage makes a library raise
-        what = f"page {page}: " if isinstance(page, int) else ""
+        what = f"page {part.page}: " if part.page is not None else ""
         raise OSError(f"{what}{error}") from error
 
 
-def _values(opened: BinaryIO, page: int) -> NDArray[Any]:
-    start = opened.read(dicom.START)
+def _of_tiff(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
+    if part.array or part.planes:
+        raise ValueError(f"expected {'a .npz' if part.array else '.npy or .npz'} by its bytes")
+    tags = tiff_tags.tags_of(opened)
     opened.seek(0)
-    if tiff_tags.is_tiff(start):
-        return tiff.decoded(opened, page=page)
-    if dicom.is_dicom(start):
-        return dicom.decoded(opened, frame=page)
-    raise ValueError("expected a TIFF or DICOM")
+    if part.page is None and tiff_tags.is_for_pillow(tags):
+        return np.frombuffer(opened.read(), np.uint8)
+    content, values = arrays.packed(tiff.decoded(opened, page=part.page or 0))
+    if part.nodata and not tiff_tags.is_for_pillow(tags):
+        number = float(part.nodata) if part.nodata != FILE else None
+        if number is None and tiff_tags.NODATA in tags:
+            number = nodata.said(str(tags[tiff_tags.NODATA]))
+        if number is not None and tiff_tags.is_inverted(tags):
+            number = float(np.iinfo(values.dtype).max) - number
+        nodata.fill(values, number)
+    return content
 
 
 def count(file: str, span: tuple[int, int] | None = None) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastequi.data.sources.pages import file_of
+from fastequi.data.sources.parts import file_of
 
 _TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
 
@@ -17,7 +17,7 @@ class Patterns:
 
     A pattern without "/" matches any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
     with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches, and
-    every page or array of a matching file (`fastequi.data.sources.pages`).
+    every page or array of a matching file (`fastequi.data.sources.parts`).
 
     Attributes:
         include: if not empty, an image must match one of them.

@@ -11,17 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import chain, islice
-from operator import ne
 from pathlib import Path
 
 import numpy as np
 
 from fastequi.data.sources import index as indices
-from fastequi.data.sources import pages
-from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
+from fastequi.data.sources.parts import WHOLE, FilePart, file_of, name_of, part_of
+from fastequi.data.sources.parts import pages_of as pages_of_file
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
 from fastequi.data.sources.selection import Data, Selection, places_in
@@ -63,7 +62,7 @@ def pages_of(index: Path) -> str:
     if not known.decoded or known.pages:
         return known.pages
     # scans wrote names alone before
-    return "images" if any(pages.file_of(name) != name for name in known.columns.names) else ""
+    return "images" if any(part_of(name).page is not None for name in known.columns.names) else ""
 
 
 def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
@@ -82,33 +81,38 @@ def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
     return _by_page(listing, end)
 
 
-def arrays_of(index: Path) -> Chosen:
-    """Which arrays a scan took of files, by the names in its index."""
+def part_before(index: Path) -> FilePart:
+    """What a scan took of each file, but for pages, by the names in its index."""
     try:
         known = indices.read(indices.present(index))
     except (OSError, ValueError):  # as in pages_of
-        return Chosen()
+        return WHOLE
     names = islice(chain(known.columns.names, known.left_out), _LOOKED_AT)
-    found = map(pages.of_member, names)
-    several = {page for page in found if isinstance(page, Chosen)}
-    # of .npy beside .npz no name is known
-    return max(several, key=lambda one: len(one.name)) if several else Chosen()
+    found = [part_of(name)._replace(page=None) for name in names]
+    return max(found, key=lambda part: len(str(part)), default=WHOLE)  # of a .npz beside .npy
 
 
-def of_arrays(listing: Listing, end: End, chosen: Chosen) -> tuple[Listing, End]:
-    """A share with the arrays that were chosen of its files, as of :func:`of_pages`.
+def of_part(listing: Listing, end: End, part: FilePart) -> tuple[Listing, End]:
+    """A share with a part of each of its files, as of :func:`of_pages`.
 
     Raises:
         ValueError: there is no file that it says something of.
     """
-    if chosen == Chosen():
+    for option, kinds, asked in (
+        ("--array", ".npz", part._replace(planes=False, nodata="")),
+        ("--axes chw", ".npy or .npz", FilePart(planes=part.planes)),
+        (f"--nodata {part.nodata}", "TIFF, .npy or .npz", FilePart(nodata=part.nodata)),
+    ):
+        files = map(file_of, listing.names)
+        if asked != WHOLE and listing.names and all(asked.of(f) == WHOLE for f in files):
+            raise ValueError(f"{option}: expected {kinds} as images, got none in {listing.root}")
+    if part == WHOLE:
         return listing, end
-    names = [pages.name_of(name, chosen) for name in listing.names]
-    if listing.names and not any(map(ne, names, listing.names)):
-        what, kind = ("--array", ".npz") if chosen.name else ("--axes chw", "NumPy's")
-        raise ValueError(f"{what}: expected {kind} files as images, got none in {listing.root}")
+    if part.nodata and end.pages == "channels":
+        raise ValueError("--nodata: expected --pages first or images beside it, got channels")
+    names = [name_of(name, part) for name in listing.names]
     ordered = names if listing.spans is not None else sorted(names)
-    return replace(listing, names=Names.of(ordered)), replace(end, digest=f"{end.digest} {chosen}")
+    return replace(listing, names=Names.of(ordered)), replace(end, digest=f"{end.digest} {part}")
 
 
 def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
@@ -119,7 +123,7 @@ def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
         if isinstance(count, str):
             left_out[name] = count
             continue
-        some = pages.names_of(name, count)
+        some = pages_of_file(name, count)
         names += some
         places += [i] * len(some)
     if listing.spans is None:

@@ -30,6 +30,7 @@ from fastequi.data.sources.daemon_threads import DaemonThreads
 from fastequi.data.sources.encoded import MAX_BYTES, Span
 from fastequi.data.sources.encoded import read as read_file
 from fastequi.data.sources.listing import Archive
+from fastequi.data.sources.parts import WHOLE, FilePart
 from fastequi.data.sources.ranged_file import RangedFile
 from fastequi.data.sources.remote import Gone, Unreadable
 from fastequi.data.sources.shard_cache import GB, ShardCache
@@ -99,8 +100,8 @@ class RemoteShards:
         """Bytes of the largest shards, so many of them."""
         return sum(sorted((one.bytes for one in self._archives.values()), reverse=True)[:count])
 
-    def read(self, url: str, span: Span, page: pages.Page | None = None) -> NDArray[np.uint8]:
-        """The bytes of a member, or the .npy of a page or array of it.
+    def read(self, url: str, span: Span, part: FilePart = WHOLE) -> NDArray[np.uint8]:
+        """The bytes of a member, or the .npy of a part of it.
 
         Of a shard in the cache a page is read alone, else with all of its member, of which the last
         ones are held.
@@ -111,8 +112,8 @@ class RemoteShards:
         """
         with self._lock:
             coming = self._coming.pop((url, span[0]), None)
-        if page is not None:
-            return self._page(url, span, page, coming)
+        if part != WHOLE:
+            return self._part(url, span, part, coming)
         if coming is not None:
             with suppress(CancelledError):
                 return coming.result()
@@ -189,15 +190,15 @@ class RemoteShards:
                 found = True
         return found
 
-    def _page(
-        self, url: str, span: Span, page: pages.Page, coming: Future[NDArray[np.uint8]] | None
+    def _part(
+        self, url: str, span: Span, part: FilePart, coming: Future[NDArray[np.uint8]] | None
     ) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
             raise Unreadable(why)
         path = self._cached(url)
         if path is not None:
             with suppress(FileNotFoundError):  # removed just now
-                return read_file(str(path), span, page)
+                return read_file(str(path), span, part)
         key = url, span[0]
         with self._turns[hash(key) % _TURNS]:
             with self._lock:
@@ -213,7 +214,7 @@ class RemoteShards:
                 self._held.move_to_end(key)
                 while len(self._held) > 1 and sum(map(len, self._held.values())) > _HELD:
                     self._held.popitem(last=False)
-        return pages.of_bytes(held, page)
+        return pages.of_bytes(held, part)
 
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
         if why := self.why_lost(url):

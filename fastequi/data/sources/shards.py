@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastequi.data.sources import dicom, pages
+from fastequi.data.sources import dicom
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
@@ -35,6 +35,7 @@ from fastequi.data.sources.encoded import (
 )
 from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
+from fastequi.data.sources.parts import WHOLE, part_of
 from fastequi.data.sources.remote import Unreadable
 from fastequi.data.sources.texts import GrowingNames
 
@@ -240,7 +241,7 @@ def _holds_dicom(file: BinaryIO, base: str, member: tarfile.TarInfo) -> bool:
     """Whether a member whose name says nothing is DICOM by its bytes."""
     if not dicom.may_be_named(base) or not member.isreg() or member.issparse():
         return False
-    if pages.of_member(base) is not None:  # it would be taken for a page of another
+    if part_of(base) != WHOLE:  # it would be taken for a page of another
         return False
     file.seek(member.offset_data)  # where tarfile goes on it seeks again
     return dicom.is_dicom(file.read(min(dicom.START, member.size)))

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastequi.data.channels import RGB
-from fastequi.data.sources import pages
 from fastequi.data.sources.image_sets import Part, embedded_photos, open_parts, open_source
 from fastequi.data.sources.images import Region, Source, united
+from fastequi.data.sources.parts import file_of, part_of, split
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.wanted import Wanted
 
@@ -67,7 +67,7 @@ def held_out_of(source: Source) -> NDArray[np.bool_]:
     a stack are alike. Where all are of one file, each for itself, which is logged."""
     if not source.may_have_pages:
         return held_out(len(source))
-    files = [pages.file_of(name) for name in source.names]
+    files = [file_of(name) for name in source.names]
     places = {file: place for place, file in enumerate(dict.fromkeys(files))}
     if len(places) == 1 < len(files):
         logger.warning("pages of one file, %s, are for training and for testing", files[0])
@@ -253,19 +253,12 @@ def _by_measures(
 
 
 def _place(source: Source, i: int) -> tuple[str, int, int | None]:
-    """The file of an image, its first byte there, and its page if it is one of a member; arrays of
-    one file are one image."""
-    page = pages.of_member(source.names[i])
-    if page is not None and not isinstance(page, int):
-        page = None
-    elif source.spans is None:
-        return os.path.abspath(source.paths[i]), 0, None
-    file, first = source.paths[i], 0
+    """The file of an image, its first byte there, and its page; arrays of a file are one image."""
     if source.spans is None:
-        file = pages.split(file)[0]
-    else:
-        first = int(source.spans[i, 0])
-    return os.path.abspath(file), first, page
+        file, part = split(source.paths[i])
+        return os.path.abspath(file), 0, part.page
+    page = part_of(source.names[i]).page
+    return os.path.abspath(source.paths[i]), int(source.spans[i, 0]), page
 
 
 def _bytes(source: Source, i: int) -> int:
@@ -273,7 +266,7 @@ def _bytes(source: Source, i: int) -> int:
     count = -1 if source.spans is None else int(source.spans[i, 1])
     if count < 0:
         with contextlib.suppress(OSError):
-            count = os.path.getsize(pages.split(source.paths[i])[0])
+            count = os.path.getsize(split(source.paths[i])[0])
     return count
 
 

@@ -90,6 +90,12 @@ def is_inverted(tags: Any) -> bool:
     return whole and tags.get(BITS, (1,))[0] >= 8 and tags.get(PHOTOMETRIC, 1) == WHITE_IS_0
 
 
+def is_for_pillow(tags: Any) -> bool:
+    """Palettes, CMYK, YCbCr and fewer than eight bits, which Pillow makes RGB or grey of."""
+    bits, photometric = tags.get(BITS, (1,))[0], tags.get(PHOTOMETRIC, 1)
+    return bits < 8 or photometric in (3, 5, 6)
+
+
 def _says_extra(tags: Any) -> bool:
     """Whether the channels beyond grey or RGB are said to be extra ones."""
     colours = 3 if tags.get(PHOTOMETRIC, 1) == RGB else 1

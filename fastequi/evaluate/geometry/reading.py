@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastequi.data.channels import DTYPE, RGB, chosen, percentiles, ranges
 from fastequi.data.single import read_image
-from fastequi.data.sources.arrays import Chosen
 from fastequi.data.sources.encoded import (
     Header,
     header,
@@ -25,7 +24,7 @@ from fastequi.data.sources.encoded import (
     why,
 )
 from fastequi.data.sources.kinds import ARRAYS, DEEPER, MORE_BITS, Kind
-from fastequi.data.sources.pages import name_of
+from fastequi.data.sources.parts import FilePart, name_of
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoder import Encoder
@@ -138,7 +137,7 @@ class Reading:
         found = _header(file)
         first = Kind.of(found.kind)
         if first is not None and found.format in ARRAYS and first.channels != self.wanted.count:
-            turned = header(name_of(str(file), Chosen(planes=True)))
+            turned = header(name_of(str(file), FilePart(planes=True)))
             if not isinstance(turned, str):
                 other = Kind.of(turned.kind)
                 if other is not None and other.channels == self.wanted.count:

@@ -1,0 +1,141 @@
+"""Images that are not a file as it is, and their names, which a scan makes by request.
+
+Page 7 of stack.tif, or frame 7 of DICOM, is stack.tif::0007 (--pages images). The array image of
+tile.npz is tile.npz::image, tile.npy of axes [C, H, W] is tile.npy::chw, and both of a .npz
+tile.npz::image:chw (--array image --axes chw). With --nodata each ends with ::nodata=file or
+::nodata=-9999. So the name alone says how an image is read, in runs, shards and behind URLs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+FILE = "file"  # of nodata: what GDAL_NODATA says, and values that are not finite
+_PLANES = "chw"
+_PAGE = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
+_ARRAY = re.compile(r"(.*\.np[yz])::([^/]+)", re.DOTALL | re.IGNORECASE)
+_NODATA = re.compile(
+    r"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|[-+.0-9a-z]+)", re.DOTALL | re.IGNORECASE
+)
+_FORM = re.compile(r".*\.(tif|npy|npz)f?", re.DOTALL | re.IGNORECASE)
+
+
+class FilePart(NamedTuple):
+    """What of a file is an image, and how it is read.
+
+    Attributes:
+        page: of a TIFF or DICOM, from 0; None: the image that the file is.
+        array: name of one in a .npz; "" of the only one.
+        planes: whether an array's axes are [C, H, W]; of two axes it is [H, W] all the same.
+        nodata: "file" or a number, whose pixels get the least value of their channel; "" of none.
+    """
+
+    page: int | None = None
+    array: str = ""
+    planes: bool = False
+    nodata: str = ""
+
+    def __str__(self) -> str:
+        """The end of an image's name."""
+        page = "" if self.page is None else f"{self.page:04}"
+        array = ":".join(filter(None, [self.array, _PLANES * self.planes]))
+        nodata = f"nodata={self.nodata}" if self.nodata else ""
+        return "::".join(filter(None, [page, array, nodata]))
+
+    @property
+    def words(self) -> str:
+        """Which values of a file it takes, but for the page."""
+        array = f"array {self.array} of .npz" if self.array else ""
+        axes = "axes [C, H, W]" if self.planes else "axes [H, W, C]" * bool(array)
+        number = "GDAL_NODATA" if self.nodata == FILE else self.nodata
+        nodata = f"filled where there is {number} or no number" if self.nodata else ""
+        return ", ".join(filter(None, [array, axes, nodata]))
+
+    def of(self, name: str) -> FilePart:
+        """What of it there can be in a file of this name."""
+        found = _FORM.fullmatch(name)
+        form = "" if found is None else found[1].lower()
+        return FilePart(
+            self.page,
+            self.array if form == "npz" else "",
+            self.planes and form in ("npy", "npz"),
+            self.nodata if form else "",
+        )
+
+
+WHOLE = FilePart()
+
+
+def parsed(name: str) -> tuple[str, FilePart]:
+    """The file that a name says an image is in, and what of it; WHOLE of a file as it is."""
+    if "::" not in name:
+        return name, WHOLE
+    nodata = ""
+    if found := _NODATA.fullmatch(name):
+        name, nodata = found[1], found[2]
+    if found := _ARRAY.fullmatch(name):
+        array = found[2].removesuffix(f":{_PLANES}")
+        if found[2] == _PLANES:
+            array = ""
+        return found[1], FilePart(None, array, array != found[2], nodata)
+    if found := _PAGE.fullmatch(name):
+        return found[1], FilePart(int(found[2]), nodata=nodata)
+    return name, FilePart(nodata=nodata)
+
+
+def split(path: str) -> tuple[str, FilePart]:
+    """The same of a path on this machine, where a file may have such a name itself."""
+    file, part = parsed(path)
+    return (path, WHOLE) if part != WHOLE and os.path.lexists(path) else (file, part)
+
+
+def file_of(name: str) -> str:
+    """A name without what it says of the file."""
+    return parsed(name)[0]
+
+
+def part_of(name: str) -> FilePart:
+    """What the name of a member of a shard says."""
+    return parsed(name)[1]
+
+
+def pages_of(name: str, several: int) -> list[str]:
+    """The names of a file's pages; its own, if it has one page."""
+    return [name] if several == 1 else [f"{name}::{FilePart(k)}" for k in range(several)]
+
+
+def name_of(name: str, part: FilePart) -> str:
+    """The name of an image, as a file or a page is named, of which a part is taken."""
+    file, known = parsed(name)
+    end = str(part.of(file)._replace(page=known.page))
+    return f"{file}::{end}" if end else file
+
+
+def expect_array(option: str, name: str) -> None:
+    """Refuses the name of an array that the name of an image cannot end with.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if "/" in name or not name.isprintable() or part_of(f".npz::{name}").array != name:
+        raise ValueError(
+            f'{option}: expected the name of an array, without "/" or "::nodata=", and other than '
+            f'"{_PLANES}", got {name!r}'
+        )
+
+
+def nodata_of(option: str, value: str) -> str:
+    """A part's `nodata` for "file" or a number; "" of "none".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    word = value.strip().lower()
+    if word in (FILE, "none"):
+        return FILE if word == FILE else ""
+    try:
+        return f"{float(word):.17g}"
+    except ValueError:
+        raise ValueError(f"{option}: expected {FILE}, none or a number, got {value!r}") from None

@@ -1,0 +1,234 @@
+"""Pixels without data: numbers that a file or an option says, and values that are not finite."""
+
+import numpy as np
+import pytest
+
+from fastequi.cli import commands
+from fastequi.data import read_image
+from fastequi.data.sources import nodata, pages, tiff_tags
+from fastequi.data.sources.image_sets import open_source
+from fastequi.data.sources.kinds import Kind, counts
+from fastequi.data.sources.parts import FilePart
+from fastequi.data.sources.wanted import Wanted
+from fastequi.data.values import decoded
+from tests.support.science import values
+from tests.support.shards import tar
+
+
+def margin(array, number):
+    """With a margin of two rows, and a hole in the second channel."""
+    array = array.copy()
+    array[:2] = number
+    array[10, 11, 1:2] = number
+    return array
+
+
+def expected(array, number):
+    """By hand, pixel by pixel."""
+    found = array.copy()
+    for c in range(array.shape[2]):
+        there = [
+            value
+            for value in array[..., c].ravel().tolist()
+            if np.isfinite(value) and value != number
+        ]
+        for y, x in np.ndindex(array.shape[:2]):
+            if not np.isfinite(array[y, x, c]) or array[y, x, c] == number:
+                found[y, x, c] = min(there) if there else 0
+    return found
+
+
+def geotiff(file, array, said, **options):
+    """With GDAL's tag, channels one after the other."""
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+    tags = [] if said is None else [(tiff_tags.NODATA, "s", 0, said, True)]
+    given = {"photometric": "minisblack", "planarconfig": "separate", **options}
+    if array.shape[2] == 1:
+        planes, given["planarconfig"] = planes[0], None
+    tifffile.imwrite(file, planes, extratags=tags, metadata=None, **given)
+
+
+CASES = [  # type, the number in the file, what GDAL_NODATA says of it
+    ("uint16", 65535, "65535"),
+    ("uint16", 0, "0"),
+    ("uint8", 255, "255"),
+    ("int16", -9999, "-9999"),
+    ("float32", -9999.0, "-9999"),
+    ("float32", np.finfo(np.float32).min, "-3.40282346638528860e+38"),
+    ("float32", np.nan, "nan"),
+    ("float32", np.nan, None),
+    ("float64", -1.7976931348623157e308, "-1.7976931348623157e+308"),
+]
+
+
+@pytest.mark.parametrize(("kind", "number", "said"), CASES)
+def test_files_say_which_number_stands_for_no_data(kind, number, said, tmp_path, capsys):
+    arrays = []
+    for i in range(3):
+        whole = values(3, "float32" if kind[0] == "f" else "uint8", i).astype(kind) + 1
+        arrays.append(margin(whole, number))
+        geotiff(tmp_path / f"{i}.tif", arrays[-1], said)
+    commands.data(["scan", str(tmp_path), "--nodata", "file"])
+    out = capsys.readouterr().out
+    assert "formats     3 TIFF\n  read as filled where there is GDAL_NODATA or no number" in out
+    assert "is measured and used as" not in out
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    assert list(source.names) == [f"{i}.tif::nodata=file" for i in range(3)]
+    for i, array in enumerate(arrays):
+        found = decoded(source.encoded(i))
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, expected(array, number))
+        image = read_image(tmp_path / f"{i}.tif", nodata="file")
+        np.testing.assert_array_equal(
+            image.numpy(), np.moveaxis(found, -1, 0).astype(image.numpy().dtype)
+        )
+    least = min(expected(array, number).min() for array in arrays)
+    measured = next(iter(source.measured.values()))
+    assert min(measured.percentiles[0.0]) == pytest.approx(least, rel=2**-8)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+@pytest.mark.parametrize("how", ["npy", "planes", "npz", "shard"])
+def test_arrays_have_it_by_a_number(kind, how, tmp_path, capsys):
+    array = margin(values(4, kind), 7)
+    if kind == "float32":
+        array[4, 4] = np.nan, np.inf, -np.inf, 3
+    file, options = tmp_path / f"a.{'npz' if how == 'npz' else 'npy'}", []
+    if how == "npz":
+        np.savez(file, image=array, mask=array[..., 0])
+        options = ["--array", "image"]
+    else:
+        np.save(file, np.moveaxis(array, -1, 0) if how == "planes" else array)
+        options = ["--axes", "chw"] * (how == "planes")
+    place = tmp_path
+    if how == "shard":
+        place = tmp_path / "a.tar"
+        place.write_bytes(tar({"a.npy": file.read_bytes()}))
+    commands.data(["scan", str(place), *options, "--nodata", "7"])
+    assert "filled where there is 7 or no number" in capsys.readouterr().out
+    source = open_source(place, wanted=Wanted("all"))
+    assert source.names[0].endswith("::nodata=7")
+    assert counts(source.kinds) == {Kind(4, kind): 1}
+    np.testing.assert_array_equal(decoded(source.encoded(0)), expected(array, 7))
+    commands.data(["scan", str(place)])
+    assert "filled where there is 7 or no number, as the index that is" in capsys.readouterr().out
+    if kind == "uint16":
+        commands.data(["scan", str(place), "--nodata", "none"])
+        assert "; the index that it replaces has " in capsys.readouterr().out
+        found = open_source(place, wanted=Wanted("all"))
+        np.testing.assert_array_equal(decoded(found.encoded(0)), array)
+
+
+def test_pages_have_it_too(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    planes = np.stack([margin(values(1, "uint16", i), 9)[..., 0] for i in range(3)])
+    planes[2] = values(1, "uint16", 5)[..., 0]
+    tifffile.imwrite(tmp_path / "s.tif", planes, photometric="minisblack", metadata=None)
+    commands.data(["scan", str(tmp_path), "--pages", "images", "--nodata", "9"])
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    assert list(source.names) == [f"s.tif::{k:04}::nodata=9" for k in range(3)]
+    for k in range(3):
+        np.testing.assert_array_equal(decoded(source.encoded(k)), expected(planes[k][..., None], 9))
+    image = read_image(tmp_path / "s.tif", page=1, nodata=9)
+    np.testing.assert_array_equal(image[0].numpy(), expected(planes[1][..., None], 9)[..., 0])
+    with pytest.raises(ValueError, match="--nodata: expected --pages first or images beside it"):
+        commands.data(["scan", str(tmp_path), "--pages", "channels", "--nodata", "9"])
+
+
+def test_channels_in_pages_that_a_file_says_are_filled(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    array = margin(values(4, "uint16"), 9)
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, planes, photometric="minisblack", ome=True, metadata={"axes": "CYX"})
+    found = decoded(pages.read(str(file), FilePart(nodata="9")))
+    np.testing.assert_array_equal(found, expected(array, 9))
+
+
+def test_numbers_are_the_files_own_where_white_is_0(tmp_path):
+    array = margin(values(1, "uint16"), 12)
+    geotiff(tmp_path / "a.tif", array, "12", photometric="miniswhite")
+    found = read_image(tmp_path / "a.tif", nodata="file")[0].numpy()
+    missing = array[..., 0] == 12
+    upright = 65535 - array[..., 0]
+    np.testing.assert_array_equal(found[~missing], upright[~missing])
+    assert set(found[missing].tolist()) == {int(upright[~missing].min())}
+
+
+def test_a_palette_is_left_as_it_is(tmp_path, capsys):
+    from PIL import Image
+
+    pixels = Image.fromarray(values(1, "uint8")[..., 0]).convert("P")
+    pixels.save(tmp_path / "a.tif")
+    pixels.save(tmp_path / "b.png")
+    before = read_image(tmp_path / "a.tif", "rgb")
+    assert (read_image(tmp_path / "a.tif", "rgb", nodata="0") == before).all()
+    commands.data(["scan", str(tmp_path), "--nodata", "0"])
+    assert "formats     1 PNG, 1 TIFF\n" in capsys.readouterr().out.replace(
+        "1 TIFF, 1 PNG", "1 PNG, 1 TIFF"
+    )
+
+
+def test_images_without_any_data_are_left_out(tmp_path, capsys):
+    for i in range(3):
+        array = values(2, "float32", i)
+        if i == 1:
+            array[...] = np.nan
+        np.save(tmp_path / f"{i}.npy", array)
+    commands.data(["scan", str(tmp_path)])
+    said = "a scan with --nodata file fills them"
+    assert f"1.npy (1040 of its values are not finite; {said})" in capsys.readouterr().out
+    commands.data(["scan", str(tmp_path), "--nodata", "file"])
+    assert "1.npy::nodata=file (no pixel has data)" in capsys.readouterr().out
+    assert len(open_source(tmp_path, wanted=Wanted("all"), tolerate=0.5)) == 2
+
+
+def test_a_channel_without_data_becomes_0():
+    array = values(3, "float32")
+    array[..., 1] = np.nan
+    nodata.fill(array, None)
+    assert (array[..., 1] == 0).all()
+    np.testing.assert_array_equal(array[..., 0], values(3, "float32")[..., 0])
+
+
+@pytest.mark.parametrize("number", [-1.0, 256.0, 0.5, np.nan, np.inf, 1e300])
+def test_numbers_that_a_type_does_not_hold_are_nowhere(number):
+    array = values(2, "uint8")
+    nodata.fill(array, number)
+    np.testing.assert_array_equal(array, values(2, "uint8"))
+
+
+def test_a_scan_says_that_files_have_it_and_how_it_is_filled(tmp_path, capsys):
+    geotiff(tmp_path / "a.tif", margin(values(3, "uint16"), 0), "0")
+    commands.data(["scan", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert (
+        "1 name a value that stands for no data (GDAL_NODATA): it is measured and used as" in said
+    )
+    assert "any other; --nodata file puts the least value of the channel in its place" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("white", "--nodata: expected file, none or a number, got 'white'"),
+        ("", "--nodata: expected file, none or a number, got ''"),
+        ("0", "--nodata 0: expected TIFF, .npy or .npz as images, got none in "),
+    ],
+)
+def test_wrong_requests_are_refused(value, said, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(values(3, "uint8")).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=said):
+        commands.data(["scan", str(tmp_path), "--nodata", value])
+
+
+def test_a_file_that_says_nonsense_is_named(tmp_path):
+    geotiff(tmp_path / "a.tif", values(3, "uint16"), "black")
+    with pytest.raises(OSError, match=r"a\.tif: GDAL_NODATA is 'black', expected a number"):
+        read_image(tmp_path / "a.tif", nodata="file")
+    for given in ("black", True):
+        with pytest.raises(ValueError, match="nodata: expected file, none or a number"):
+            read_image(tmp_path / "a.tif", nodata=given)
