@@ -35,7 +35,7 @@ from fastequi.data.sources.encoded import (
 from fastequi.data.sources.kinds import PLANES
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.member_file import opened_span
-from fastequi.data.sources.parts import WHOLE, FilePart, part_of, split
+from fastequi.data.sources.parts import WHOLE, FilePart, file_of, part_of, split
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
 
@@ -183,13 +183,17 @@ class Listing:
         file, part = split(self.path(i)) if span is None else (self.path(i), WHOLE)
         if span is not None:
             part = part_of(self.names[i])
-        if part == WHOLE or part.planes or part.array:
+        if part == WHOLE:
+            return []
+        if is_array_name(os.path.basename(file_of(self.names[i]))) and part.page is None:
             return [PLANES] * part.planes + [FILLED] * bool(part.nodata)
-        if (key := (file, span)) not in self._marks:
-            self._marks[key] = self._marks_of(file, span)
-        if not part.nodata:
-            return self._marks[key]
-        return [*(mark for mark in self._marks[key] if mark != NO_DATA), FILLED]
+        if part.page is None:
+            found = self._marks_of(file, span)
+        else:  # of many pages alike
+            if (key := (file, span)) not in self._marks:
+                self._marks[key] = self._marks_of(file, span)
+            found = self._marks[key]
+        return [*(m for m in found if m != NO_DATA), FILLED] if part.nodata else found
 
     def _marks_of(self, file: str, span: Span | None) -> list[str]:
         if self.remote is not None and span is not None:
