@@ -196,8 +196,15 @@ def _scan(argv: list[str]) -> None:
     from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.parts import expect_array, nodata_of
-    from fastequi.data.sources.portions import of_pages, of_part, pages_of, part_before, portions
+    from fastequi.data.sources.parts import FilePart, expect_array, nodata_of
+    from fastequi.data.sources.portions import (
+        expect_files,
+        of_pages,
+        of_part,
+        pages_of,
+        part_before,
+        portions,
+    )
     from fastequi.runtime.progress import Progress
 
     asked: dict[str, Any] = {}
@@ -225,6 +232,7 @@ def _scan(argv: list[str]) -> None:
             print(f"--pages {pages}, as the index that is there has: {file}")
         known = part_before(file)
         part = known._replace(**asked)
+        expect_files(*found[i], FilePart(**asked))
         found[i] = of_part(*found[i], part)
         if known.words and part != known:
             words = part.words or "files as they are"
@@ -273,12 +281,15 @@ def _indices(given: tuple[Path, ...], places: list[Path]) -> list[Path]:
 def _merged(file: Path, journals: list[Path]) -> list[str]:
     """Writes an index and prints what is in it; returns words about one without an image."""
     from fastequi.data.indexing import merged
-    from fastequi.data.sources.index import quarantine_of
+    from fastequi.data.sources import index
 
     found = merged(file, journals)
-    print(f"{found.summary()}\nindex       {file}\nquarantine  {quarantine_of(file)}")
-    left_out = len(found.index.left_out)
-    return [] if len(found.index.columns) else [f"all {left_out} images are left out of {file}"]
+    left_out, images = len(found.index.left_out), len(found.index.columns)
+    print(found.summary())
+    if not images and len(index.read(file).columns):
+        return [f"all {left_out} images are left out; {file}, which has others, is kept as it was"]
+    print(f"index       {file}\nquarantine  {index.quarantine_of(file)}")
+    return [] if images else [f"all {left_out} images are left out of {file}"]
 
 
 def _expect_images(empty: list[str]) -> None:

@@ -37,6 +37,7 @@ from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
+_UNSEEN = 1 << 22  # bytes that a part of a file becomes, until some were read
 _PIXELS = 1 << 26
 _DIGITS = 16
 
@@ -93,8 +94,13 @@ def scanned(
     Image.init()  # registers the formats before threads ask for them
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
-        for part, known, futures in _ahead(listing, first, pool):
-            found, values = _decode([future.result() for future in futures], threads)
+        largest = list[int]()
+        for part, known, futures in _ahead(listing, first, pool, largest):
+            read = [future.result() for future in futures]
+            largest.append(
+                max((len(one.data) for one in read if not isinstance(one, str)), default=0)
+            )
+            found, values = _decode(read, threads)
             entries: list[Entry] = []
             for i, state, one in zip(part, known, found, strict=True):
                 name, span = listing.names[i], listing.span(i)
@@ -114,10 +120,12 @@ def scanned(
 _Part = tuple[range, list[State], list["Future[_Read | str]"]]
 
 
-def _ahead(listing: Listing, first: int, pool: ThreadPoolExecutor) -> Iterator[_Part]:
+def _ahead(
+    listing: Listing, first: int, pool: ThreadPoolExecutor, largest: Sequence[int]
+) -> Iterator[_Part]:
     """Parts of the listing with their reads; the next part is already being read."""
     waiting: _Part | None = None
-    for part, known in _parts(listing, first):
+    for part, known in _parts(listing, first, largest):
         coming = part, known, [pool.submit(_read, listing, i) for i in part]
         if waiting is not None:
             yield waiting
@@ -126,12 +134,21 @@ def _ahead(listing: Listing, first: int, pool: ThreadPoolExecutor) -> Iterator[_
         yield waiting
 
 
-def _parts(listing: Listing, first: int) -> Iterator[tuple[range, list[State]]]:
-    """Ranges of consecutive images within the limits of files and bytes, of at least one image."""
+def _parts(
+    listing: Listing, first: int, largest: Sequence[int]
+) -> Iterator[tuple[range, list[State]]]:
+    """Ranges of consecutive images within the limits of files and bytes, of at least one image.
+
+    Args:
+        largest: bytes that an image of each range so far was read as, at most: a part of a file
+            is taken to become as many, whatever the file has.
+    """
     start, total, known = first, 0, list[State]()
     for i in range(first, len(listing)):
         state = listing.state(i)
         size = max(state.bytes, 0)
+        if part_of(listing.names[i]) != WHOLE:
+            size = max(largest, default=max(size, _UNSEEN))
         if known and (len(known) == _FILES or total + size > _BYTES):
             yield range(start, i), known
             start, total, known = i, 0, []

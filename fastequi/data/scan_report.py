@@ -32,7 +32,7 @@ from fastequi.data.sources.kinds import (
     tally,
 )
 from fastequi.data.sources.measured import Measured
-from fastequi.data.sources.parts import file_of, parsed, part_of
+from fastequi.data.sources.parts import file_of, parsed, part_named
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 
 _NAMED = 10
@@ -90,7 +90,7 @@ class Scan:
 
     def _arrays(self) -> list[str]:
         """Which arrays of files are the images, where a scan was told."""
-        words = part_of(self.index.columns.names[0]).words
+        words = part_named(self.index.part).words
         return [f"  read as {words}"] if words else []
 
     def summary(self) -> str:

@@ -17,9 +17,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fastequi.data.sources.kinds import Kind, of_shape
-from fastequi.data.sources.limits import expect_pixels
+from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 
-MAGIC = {b"\x93NUMPY": "NPY", b"PK\x03\x04": "NPZ"}
+MAGIC = {b"\x93NUMPY": "NPY", b"PK\x03\x04": "NPZ", b"PK\x05\x06": "NPZ"}  # the last: empty
 _LENGTH = 6  # of the longest
 _NAMED = 5  # arrays
 
@@ -29,15 +29,19 @@ def format_of_bytes(start: bytes) -> str:
     return next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
 
 
-def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
+def shape_of(file: BinaryIO, name: str = "", planes: bool = False) -> tuple[int, int, Kind]:
     """Height, width and kind, without reading the values.
+
+    Args:
+        file, name, planes: as of :func:`taken`.
 
     Raises:
         ValueError: it is damaged, holds no such array, or several; or others of damaged files.
     """
-    with _opened(file) as array:
+    _expect_form(file, name)
+    with _opened(file, name) as array:
         shape, dtype = _header(array)
-    return of_shape(shape, dtype)
+    return _as_image(shape, dtype, planes)
 
 
 def is_plain(file: BinaryIO, depth: str, channels: int) -> bool:
@@ -55,13 +59,12 @@ def decoded(file: BinaryIO) -> NDArray[Any]:
     Raises:
         ValueError: as :func:`shape_of`.
     """
-    with _opened(file) as array:
-        values = npy.read_array(array, allow_pickle=False)
-    of_shape(values.shape, values.dtype)
-    return values.reshape(*values.shape[:2], -1)
+    return taken(file)[1]
 
 
-def taken(file: BinaryIO, name: str, planes: bool) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def taken(
+    file: BinaryIO, name: str = "", planes: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """A .npy of an array, and the values [H, W, C] within it.
 
     Args:
@@ -73,15 +76,14 @@ def taken(file: BinaryIO, name: str, planes: bool) -> tuple[NDArray[np.uint8], N
         ValueError: there is no such array, it ends early, or as :func:`shape_of`.
         Image.DecompressionBombError: it claims too many pixels; of Pillow's.
     """
-    form = format_of_bytes(file.read(_LENGTH))
-    file.seek(0)
-    if not form or (name and form == "NPY"):
-        raise ValueError(f"expected {'a .npz' if name else '.npy or .npz'} by its bytes")
+    _expect_form(file, name)
     with _opened(file, name) as array:
         shape, by_columns, dtype = _whole_header(array)
-        planes = planes and len(shape) == 3
-        height, width, kind = of_shape((*shape[1:], shape[0]) if planes else shape, dtype)
+        height, width, kind = _as_image(shape, dtype, planes)
         expect_pixels(height, width, kind.channels)
+        if (count := height * width * kind.channels * dtype.itemsize) > MAX_BYTES:
+            raise ValueError(f"{count} bytes of values, more than {MAX_BYTES}")
+        planes = planes and len(shape) == 3
         content, values = _made((height, width, kind.channels), dtype)
         if by_columns:
             whole = _read(array, shape[::-1], dtype).transpose()
@@ -90,7 +92,9 @@ def taken(file: BinaryIO, name: str, planes: bool) -> tuple[NDArray[np.uint8], N
             for c in range(kind.channels):
                 values[..., c] = _read(array, (height, width), dtype)
         else:
-            values[...] = _read(array, values.shape, dtype)
+            _fill(array, values)
+        if array is not file and array.read(1):  # which checks the sum of a member of a .npz, too
+            raise ValueError("more bytes than its header says")
     return content, values
 
 
@@ -117,16 +121,36 @@ def _made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray[np.uint
     return content, content[begin:].view(dtype).reshape(shape)
 
 
+def _expect_form(file: BinaryIO, name: str) -> None:
+    """Refuses what is no array's file by its bytes, or has no arrays with names."""
+    form = format_of_bytes(file.read(_LENGTH))
+    file.seek(0)
+    if not form or (name and form == "NPY"):
+        raise ValueError(f"expected {'a .npz' if name else '.npy or .npz'} by its bytes")
+
+
+def _as_image(shape: tuple[int, ...], dtype: np.dtype[Any], planes: bool) -> tuple[int, int, Kind]:
+    """Height, width and kind of an array, of three axes as planes where they are."""
+    if planes and (len(shape) > 3 or min(shape, default=0) < 1):
+        raise ValueError(f"an array of shape {shape}, expected [H, W] or [C, H, W]")
+    return of_shape((*shape[1:], shape[0]) if planes and len(shape) == 3 else shape, dtype)
+
+
 def _read(file: BinaryIO, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """The next values."""
     values = np.empty(shape, dtype)
+    _fill(file, values)
+    return values
+
+
+def _fill(file: BinaryIO, values: NDArray[Any]) -> None:
+    """Reads contiguous values."""
     left = values.reshape(-1).view(np.uint8).data
     while left:
         got = file.readinto(left)  # type: ignore[attr-defined]
         if not got:
-            raise ValueError(f"it ends {len(left)} bytes before its values do")
+            raise ValueError("it ends before its values do")
         left = left[got:]
-    return values
 
 
 def _opened(file: BinaryIO, name: str = "") -> Any:

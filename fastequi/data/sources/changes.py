@@ -99,11 +99,13 @@ def _lost(index: Index, root: Path | str) -> tuple[Some, Some]:
 
 
 def _new(index: Index, names: Sequence[str]) -> Some:
-    """What is neither in the index nor left out by it; both sides are sorted and read once."""
+    """What is neither in the index nor left out by it; both sides are sorted."""
     known = index.columns.names
     if known == names:
         return Some()
-    left_out, left = {file_of(name) for name in index.left_out}, map(file_of, known)
+    left_out, files = {file_of(name) for name in index.left_out}, map(file_of, known)
+    # names of parts lie in another order than those of their files
+    left = iter(sorted(set(files))) if index.part or index.pages == "images" else files
     new, at = Some(), next(left, None)
     for name in names:
         while at is not None and at < name:

@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.listing import listed
+from fastequi.data.sources.parts import split
 from fastequi.data.sources.shards import key, member_labels
 from fastequi.data.sources.splits import WEAK, Images, Split, named_split, role
 
@@ -89,7 +90,7 @@ def _given(images: Images) -> list[str]:
         part = images.parts[k]
         label = ""
         if part.is_list:
-            label = lists[part.place].get(os.path.relpath(path, part.root), "")
+            label = lists[part.place].get(os.path.relpath(split(path)[0], part.root), "")
         elif part.is_shards:
             if path not in shards:
                 shards[path] = _labels(images.source, path)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
-from fastequi.data.sources.limits import expect_pixels
+from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
+from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import WHOLE, FilePart, split
 
 
@@ -57,7 +58,6 @@ EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in name
 # instead of Pillow's name, or behind it, where values are inverted, or some are none
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 NO_DATA, FILLED = "GDAL_NODATA", "no data filled"
-MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 _MAX_KINDS = 8  # kinds of files that are named
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -167,8 +167,7 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
         file, part = split(image)
         status = os.stat(file)
         if part != WHOLE:
-            content = pages.read(file, part)
-            found = _header(BytesIO(content.data), len(content), False)
+            found = _header_of_part(file, part)
             return found._replace(bytes=status.st_size)
         if not stat.S_ISREG(status.st_mode):
             return "not a regular file"
@@ -182,18 +181,33 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
         return why(error, image if isinstance(image, str) else "")
 
 
+def _header_of_part(file: str, part: FilePart) -> Header:
+    """Of what a part is read as; of arrays without reading their values."""
+    form = format_of(file)
+    if form in ("NPY", "NPZ") and part.page is None:
+        with opened_span(file, None) as opened:
+            height, width, kind = arrays.shape_of(opened, part.array, part.planes)
+        return _of_array(0, height, width, kind, "NPY")
+    content = pages.read(file, part)
+    return _header(BytesIO(content.data), len(content), False)
+
+
+def _of_array(count: int, height: int, width: int, kind: kinds.Kind, form: str) -> Header:
+    of_rgb = kind.channels <= 4 and kind.depth != "float32"
+    code = kind.code if of_rgb else kind.code | kinds.NO_RGB
+    expect_pixels(height, width, kind.channels)
+    return Header(count, height, width, form, code)
+
+
 def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     start = file.read(dicom.START)
     file.seek(0)
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
     if form:
         height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
-        of_rgb = kind.channels <= 4 and kind.depth != "float32"
-        code = kind.code if of_rgb else kind.code | kinds.NO_RGB
         if form == "DICOM" and dicom.is_inverted(file):
             form = INVERTED_DICOM
-        expect_pixels(height, width, kind.channels)
-        return Header(count, height, width, form, code)
+        return _of_array(count, height, width, kind, form)
     if tiff_tags.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
     with _opened(file) as opened:

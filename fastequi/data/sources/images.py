@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastequi.data.sources.encoded import read, unmarked
 from fastequi.data.sources.kinds import NO_RGB
 from fastequi.data.sources.measured import Measured, pooled
-from fastequi.data.sources.parts import part_of
+from fastequi.data.sources.parts import image_of, part_of
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
@@ -142,7 +142,7 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         below, real = os.path.relpath(root, common), os.path.realpath(root)
         each = None if source.spans is None else source.spans.tolist()
         for i, name in enumerate(source.names):
-            place = os.path.normpath(os.path.join(real, name))
+            place = os.path.normpath(os.path.join(real, image_of(name)))
             if place in seen:
                 continue
             seen.add(place)

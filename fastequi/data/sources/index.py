@@ -56,6 +56,7 @@ class Index:
             indices.
         measured: what a scan measured of their values, by kind.
         pages: what a scan took those of a file for, as its --pages; "" in older indices.
+        part: what a scan took of each file, as the end of a name (`fastequi.data.sources.parts`).
     """
 
     rows: Sequence[Row] = field(repr=False)
@@ -69,6 +70,7 @@ class Index:
     kinds: tuple[int, ...] = ()
     measured: Mapping[int, Measured] = field(default_factory=dict, repr=False)
     pages: str = ""
+    part: str = ""
 
     @property
     def columns(self) -> Columns:
@@ -215,7 +217,7 @@ def read(file: Path) -> Index:
         more = about.get("passed_over", {}), tuple(about.get("formats", ()))
         values = _values(about)
         found = Index(rows, bad, about["decoded"], about["when"], archives, *more, "", *values)
-        return replace(found, pages=_pages_in(about, file))
+        return replace(found, pages=_pages_in(about, file), part=about.get("part", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"index: {file} cannot be used ({error}); {AGAIN}") from error
 
@@ -245,7 +247,7 @@ def _mapped(file: Path) -> Index:
     more = about["passed_over"], tuple(about["formats"]), about["fingerprint"]
     rows, values = Rows(opened.columns), _values(about)
     known = opened.left_out, about["decoded"], about["when"], archives, *more, *values
-    return Index(rows, *known, _pages_in(about, file))
+    return Index(rows, *known, _pages_in(about, file), about.get("part", ""))
 
 
 def _values(about: Mapping[str, Any]) -> tuple[tuple[int, ...], dict[int, Measured]]:
@@ -277,6 +279,7 @@ def _about(index: Index) -> dict[str, Any]:
         "kinds": index.kinds,
         "measured": {str(code): one.to_json() for code, one in sorted(index.measured.items())},
         "pages": index.pages,
+        "part": index.part,
         "numbering": _NUMBERING,
     }
 

@@ -82,6 +82,7 @@ class End:
         left_out: {name: reason} of damage found while listing.
         passed_over: {kind: files}.
         pages: what those of a file are taken for, as a scan's --pages.
+        part: what is taken of each file, as the end of a name (`fastequi.data.sources.parts`).
     """
 
     share: tuple[int, int]
@@ -98,6 +99,7 @@ class End:
     left_out: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
     pages: str = "first"
+    part: str = ""
 
     @property
     def words(self) -> str:

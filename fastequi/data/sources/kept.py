@@ -28,7 +28,7 @@ from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.image_sets import Source, tolerated
 from fastequi.data.sources.made_texts import Patched, places_of
-from fastequi.data.sources.parts import parsed
+from fastequi.data.sources.parts import image_of, parsed
 from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def _short(images: Begun) -> Iterator[tuple[str, int, int]]:
     for names in chunks(images.names):
         sizes = images.sizes[start : start + len(names)].tolist()
         for name, (height, width) in zip(names, sizes, strict=True):
-            yield os.path.basename(name), height, width
+            yield os.path.basename(image_of(name)), height, width
         start += len(names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 _MOST_VALUES = 1 << 30
+MAX_BYTES = 1 << 30  # encoded; no image below Pillow's limit of 179 million pixels needs more
 
 
 def expect_pixels(height: int, width: int, channels: int = 1) -> None:

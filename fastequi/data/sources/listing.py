@@ -35,7 +35,7 @@ from fastequi.data.sources.encoded import (
 from fastequi.data.sources.kinds import PLANES
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.member_file import opened_span
-from fastequi.data.sources.parts import WHOLE, FilePart, file_of, part_of, split
+from fastequi.data.sources.parts import WHOLE, FilePart, file_of, name_of, part_of, split
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
 
@@ -141,6 +141,11 @@ class Listing:
         spans = np.asarray(self.spans, np.int64).reshape(-1, 2)[places]
         names, shards = taken(self.names, places), taken(self.shards, places)
         return replace(self, names=names, spans=spans, shards=shards)
+
+    def of_part(self, part: FilePart) -> Listing:
+        """With a part of each file that has one."""
+        names = (name_of(name, part) for name in self.names)
+        return replace(self, names=Names.of(names if self.spans is not None else sorted(names)))
 
     def path(self, i: int) -> str:
         """The file that holds image i."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
@@ -11,10 +12,31 @@ if TYPE_CHECKING:
 
 
 def opened_span(file: str, span: tuple[int, int] | None) -> BinaryIO:
-    """A file, or a span of one: its first byte and number of bytes."""
+    """A file, or a span of one: its first byte and number of bytes.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or is empty.
+    """
     if span is None:
-        return open(file, "rb")
+        return _regular(file)
     return cast(BinaryIO, io.BufferedReader(MemberFile(file, *span)))
+
+
+def _regular(file: str) -> BinaryIO:
+    opened = open(file, "rb", opener=_without_waiting)  # noqa: SIM115
+    status = os.fstat(opened.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        opened.close()
+        raise OSError("not a regular file")
+    if not status.st_size:
+        opened.close()
+        raise OSError("empty file")
+    return opened
+
+
+def _without_waiting(file: str, flags: int) -> int:
+    """For a writer of a pipe."""
+    return os.open(file, flags | os.O_NONBLOCK)
 
 
 class MemberFile(io.RawIOBase):

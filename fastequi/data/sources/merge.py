@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastequi.data.sources.columns import Row, of_many
+from fastequi.data.sources.columns import Columns, Row, Rows, of_many
 from fastequi.data.sources.index import Index, read, stem, write_parts
 from fastequi.data.sources.journal import End, end_of, rows_of, values_of
 from fastequi.data.sources.measured import Counts, added
@@ -41,7 +41,7 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
     """Writes the index of journals that make up a set, and removes them.
 
     Args:
-        index: replaced, with its quarantine.
+        index: replaced, with its quarantine; kept where it has images and the journals have none.
         journals: in any order.
 
     Returns:
@@ -82,12 +82,25 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
         for some in values_of(file):
             added(values, some)
     measured = {code: counts.measured() for code, counts in values.items()}
-    pages = ends[0][0].pages  # with other ones a part is of another set
-    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured, pages=pages)
-    write_parts(index, whole, of_many(rows(), archives), count)
+    pages, part = ends[0][0].pages, ends[0][0].part  # with other ones it is another set
+    whole = replace(whole, kinds=tuple(sorted(kinds)), measured=measured, pages=pages, part=part)
+    if count[0] or not _has_images(index):
+        write_parts(index, whole, of_many(rows(), archives), count)
+        whole = read(index)
+    else:  # which is worth more than one without
+        for _ in rows():  # what is left out
+            pass
+        whole = replace(whole, rows=Rows(Columns.of_rows([], archives)))
     for _, file in ends:
         file.unlink()
-    return read(index), dict(formats.most_common())
+    return whole, dict(formats.most_common())
+
+
+def _has_images(index: Path) -> bool:
+    try:
+        return len(read(index).rows) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _clear(index: Path) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 FILE = "file"  # of nodata: what GDAL_NODATA says, and values that are not finite
 _PLANES = "chw"
 _PAGE = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
-_ARRAY = re.compile(r"(.*\.np[yz])::([^/]+)", re.DOTALL | re.IGNORECASE)
+# what follows is no file's own name, as a member of a shard may have
+_ARRAY = re.compile(r"(.*?\.np[yz])::([^/]+(?<!\.np[yz]))", re.DOTALL | re.IGNORECASE)
 _NODATA = re.compile(
     r"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|[-+.0-9a-z]+)", re.DOTALL | re.IGNORECASE
 )
@@ -53,6 +54,12 @@ class FilePart(NamedTuple):
         nodata = f"filled where there is {number} or no number" if self.nodata else ""
         return ", ".join(filter(None, [array, axes, nodata]))
 
+    @property
+    def options(self) -> str:
+        """Those of a scan that take it, but for the page."""
+        axes, array = "chw" if self.planes else "hwc", f" --array {self.array!r}"
+        return f"--axes {axes}{array} --nodata {self.nodata or 'none'}"
+
     def of(self, name: str) -> FilePart:
         """What of it there can be in a file of this name."""
         found = _FORM.fullmatch(name)
@@ -85,6 +92,11 @@ def parsed(name: str) -> tuple[str, FilePart]:
     return name, FilePart(nodata=nodata)
 
 
+def part_named(end: str) -> FilePart:
+    """The part that names with this end say, as `str` makes it."""
+    return parsed(f".npz::{end}")[1]
+
+
 def split(path: str) -> tuple[str, FilePart]:
     """The same of a path on this machine, where a file may have such a name itself."""
     file, part = parsed(path)
@@ -101,6 +113,12 @@ def part_of(name: str) -> FilePart:
     return parsed(name)[1]
 
 
+def image_of(name: str) -> str:
+    """A name without what it says but for the page: whatever else is taken, it is one image."""
+    file, part = parsed(name)
+    return file if part.page is None else f"{file}::{FilePart(part.page)}"
+
+
 def pages_of(name: str, several: int) -> list[str]:
     """The names of a file's pages; its own, if it has one page."""
     return [name] if several == 1 else [f"{name}::{FilePart(k)}" for k in range(several)]
@@ -114,15 +132,16 @@ def name_of(name: str, part: FilePart) -> str:
 
 
 def expect_array(option: str, name: str) -> None:
-    """Refuses the name of an array that the name of an image cannot end with.
+    """Refuses the name of an array that the name of an image cannot end with; "" is one.
 
     Raises:
         ValueError: it is one.
     """
-    if "/" in name or not name.isprintable() or part_of(f".npz::{name}").array != name:
+    part, file = FilePart(array=name), "0.npz"
+    if not name.isprintable() or parsed(name_of(file, part)) != (file, part):
         raise ValueError(
-            f'{option}: expected the name of an array, without "/" or "::nodata=", and other than '
-            f'"{_PLANES}", got {name!r}'
+            f'{option}: expected the name of an array, without "/", that does not end with '
+            f'"{_PLANES}", ".npy", ".npz" or "::nodata=...", got {name!r}'
         )
 
 

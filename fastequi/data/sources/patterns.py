@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastequi.data.sources.parts import file_of
+from fastequi.data.sources.parts import file_of, image_of
 
 _TOKENS = re.compile(r"(\*+|\?|\[!?\]?[^\]]*\])")
 
@@ -17,7 +17,7 @@ class Patterns:
 
     A pattern without "/" matches any file or folder, as in .gitignore: "*.jpg", "thumbnails". One
     with "/" starts at the top: "cat/*", "**/masks". Everything in a matching folder matches, and
-    every page or array of a matching file (`fastequi.data.sources.parts`).
+    what is taken of a matching file (`fastequi.data.sources.parts`).
 
     Attributes:
         include: if not empty, an image must match one of them.
@@ -52,11 +52,10 @@ class Patterns:
 
 
 def _matches(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
-    """Whether one of them matches an image, or the file that it is a part of."""
-    if any(pattern.match(f"{name}/") for pattern in patterns):
-        return True
-    file = file_of(name)
-    return file != name and any(pattern.match(f"{file}/") for pattern in patterns)
+    """Whether one of them matches an image's file, or its page."""
+    file, image = file_of(name), image_of(name)
+    both = (file,) if image == file else (file, image)
+    return any(pattern.match(f"{one}/") for pattern in patterns for one in both)
 
 
 def _regex(option: str, pattern: str) -> str:

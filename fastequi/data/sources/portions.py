@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources.image_sets import scanned_listing
 from fastequi.data.sources.journal import End, Share
 from fastequi.data.sources.listing import HIDDEN, INDEX, Listing, is_list
-from fastequi.data.sources.parts import WHOLE, FilePart, file_of, name_of, part_of
+from fastequi.data.sources.parts import WHOLE, FilePart, file_of, part_named, part_of
 from fastequi.data.sources.parts import pages_of as pages_of_file
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_listing import expanded, place_of, scanned
@@ -30,7 +29,6 @@ from fastequi.data.sources.texts import Names
 from fastequi.data.sources.tiff_tags import CutOff
 
 _DIGITS = 16
-_LOOKED_AT = 1000  # names
 _THREADS = 16  # remote files whose pages are counted at a time
 
 
@@ -82,37 +80,44 @@ def of_pages(listing: Listing, end: End, how: str) -> tuple[Listing, End]:
 
 
 def part_before(index: Path) -> FilePart:
-    """What a scan took of each file, but for pages, by the names in its index."""
+    """What a scan took of each file, but for pages; WHOLE if there is no index with images."""
     try:
         known = indices.read(indices.present(index))
     except (OSError, ValueError):  # as in pages_of
         return WHOLE
-    names = islice(chain(known.columns.names, known.left_out), _LOOKED_AT)
-    found = [part_of(name)._replace(page=None) for name in names]
-    return max(found, key=lambda part: len(str(part)), default=WHOLE)  # of a .npz beside .npy
+    return part_named(known.part) if len(known.rows) else WHOLE
 
 
 def of_part(listing: Listing, end: End, part: FilePart) -> tuple[Listing, End]:
     """A share with a part of each of its files, as of :func:`of_pages`.
 
     Raises:
-        ValueError: there is no file that it says something of.
+        ValueError: pages are channels, and pixels are to be filled.
     """
-    for option, kinds, asked in (
-        ("--array", ".npz", part._replace(planes=False, nodata="")),
-        ("--axes chw", ".npy or .npz", FilePart(planes=part.planes)),
-        (f"--nodata {part.nodata}", "TIFF, .npy or .npz", FilePart(nodata=part.nodata)),
-    ):
-        files = map(file_of, listing.names)
-        if asked != WHOLE and listing.names and all(asked.of(f) == WHOLE for f in files):
-            raise ValueError(f"{option}: expected {kinds} as images, got none in {listing.root}")
     if part == WHOLE:
         return listing, end
     if part.nodata and end.pages == "channels":
         raise ValueError("--nodata: expected --pages first or images beside it, got channels")
-    names = [name_of(name, part) for name in listing.names]
-    ordered = names if listing.spans is not None else sorted(names)
-    return replace(listing, names=Names.of(ordered)), replace(end, digest=f"{end.digest} {part}")
+    end = replace(end, digest=f"{end.digest} of {part}", part=str(part))
+    return listing.of_part(part), end
+
+
+def expect_files(listing: Listing, end: End, part: FilePart) -> None:
+    """Refuses a part that no file of a whole set can have.
+
+    Raises:
+        ValueError: so it is; names the option.
+    """
+    if end.share[1] > 1 or not len(listing):
+        return
+    for option, kinds, asked in (
+        ("--array", ".npz", FilePart(array=part.array)),
+        ("--axes chw", ".npy or .npz", FilePart(planes=part.planes)),
+        (f"--nodata {part.nodata}", "TIFF, .npy or .npz", FilePart(nodata=part.nodata)),
+    ):
+        files = map(file_of, listing.names)
+        if asked != WHOLE and all(asked.of(file) == WHOLE for file in files):
+            raise ValueError(f"{option}: expected {kinds} as images, got none in {listing.root}")
 
 
 def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:
