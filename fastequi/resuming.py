@@ -31,7 +31,8 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
         *("method", "optim.kind", "optim.muon_encoder", "optim.lora_rank", "optim.lora_alpha"),
         *("data.image_size", "data.samples_per_decode", "data.repeat", "data.order"),
         *("data.shuffle", "data.window", "data.channels", "data.value_range"),
-        *("data.file_channels", "data.file_depth", "data.file_colors"),
+        *("data.file_channels", "data.file_depth", "data.file_part"),
+        "data.file_colors",
         *("init.path", "init.sha256", "init.network", "init.img_size", "init.patch_size"),
         *("init.channels", "teacher.sha256", "teacher.network"),
         *("model.name", "model.num_blocks", "model.patch_size", "model.embed_dim", "model.depth"),
@@ -129,7 +130,7 @@ def with_files(config: Config, run_dir: Path, resume: bool) -> Config:
     if not resume or not file.is_file() or config.data.is_rgb or config.data.file_channels:
         return config
     begun = Config.from_json(file.read_text()).data
-    names = ("file_channels", "file_depth", "file_colors")
+    names = ("file_channels", "file_depth", "file_part", "file_colors")
     known = {name: getattr(begun, name) for name in names}
     return replace(config, data=replace(config.data, **known))
 

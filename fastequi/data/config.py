@@ -122,6 +122,9 @@ class DataConfig:
             `channels`, with commas between.
         file_channels, file_depth: channels and type of the values of the files, which a run that
             keeps them writes down; others that are added later are not used.
+        file_part: what of each file is the image where no scan says it: "" all of it, "chw",
+            "image" or "image:chw" as `--axes` and `--array` of a scan, "nodata=file" or
+            "image:chw::nodata=-9999" as its `--nodata`; a run writes down what it had.
         file_colors: whether the channels are red, green and blue, and are augmented as these are;
             None: as the files say, which a run writes down. True may be given for three bands.
         mean, std: of the normalisation, of values in 0..1, one for each channel (ImageNet's). Of
@@ -175,6 +178,7 @@ class DataConfig:
     value_range: str = DTYPE
     file_channels: int = 0
     file_depth: Literal["", "uint8", "uint16", "float32"] = ""
+    file_part: str = ""
     file_colors: bool | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -239,10 +243,11 @@ class DataConfig:
             _expect(isinstance(text, str), name, "text", text)
             object.__setattr__(self, name, plain(text))
         self._check_channels()
-        fine = all(map(math.isfinite, self.mean))
-        _expect(fine, "mean", "finite values", self.mean)
-        fine = all(0 < s < math.inf for s in self.std)
-        _expect(fine, "std", "positive values", self.std)
+        unit = "of values whose range has become 0..1"
+        fine = all(0 <= m <= 1 for m in self.mean)
+        _expect(fine, "mean", f"0 to 1, {unit}", self.mean)
+        fine = all(0 < s <= 1 for s in self.std)
+        _expect(fine, "std", f"positive values up to 1, {unit}", self.std)
 
     def _check_channels(self) -> None:
         numbers, ends = chosen(self.channels), ranges(self.value_range)

@@ -15,6 +15,7 @@ from fastequi.data.sources.encoded import INVERTED_DICOM, INVERTED_TIFF, is_mark
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.measured import PERCENTILES, Measured, in_unit
+from fastequi.data.sources.parts import part_named
 from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,14 @@ _CLIPPED, _USED = 0.05, 0.1  # shares of values outside a range, and of a range 
 def wanted(cfg: DataConfig) -> Wanted:
     """What a run asks of the images that it opens."""
     one_depth = cfg.value_range != channels.DTYPE
-    return Wanted(cfg.channels, one_depth, cfg.file_channels, cfg.file_depth)
+    part = part_named(cfg.file_part)
+    if str(part) != cfg.file_part or part.page is not None:
+        raise ValueError(
+            f"data.file_part: expected an end of a name as a scan makes it, such as image:chw, got "
+            f"{cfg.file_part!r}"
+        )
+    known = cfg.file_channels, cfg.file_depth
+    return Wanted(cfg.channels, one_depth, *known, part=cfg.file_part)
 
 
 def settled(cfg: DataConfig, source: Source) -> DataConfig:
@@ -42,6 +50,8 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         ValueError: a percentile, a mean or a deviation is neither given nor measured; or as
             :func:`fastequi.data.pixels.pixels_of`.
     """
+    if source.part:
+        cfg = replace(cfg, file_part=source.part)
     if cfg.is_rgb:
         return cfg
     kinds = list(counts(source.kinds))

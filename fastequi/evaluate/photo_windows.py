@@ -33,7 +33,8 @@ def values_of(of: Encoder | DataConfig) -> DataConfig:
         return values
     ranged = values.value_range == data.value_range != DTYPE
     depth = data.file_depth if ranged else ""
-    return replace(values, file_channels=data.file_channels, file_depth=depth)
+    count, part = data.file_channels, data.file_part
+    return replace(values, file_channels=count, file_depth=depth, file_part=part)
 
 
 def photometric_for(encoder: Encoder) -> Photometric:

@@ -36,6 +36,7 @@ from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing
 from fastequi.data.sources.made_texts import Joined, Numbered
+from fastequi.data.sources.parts import part_named
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.selection import Data, Place, Selection, places_in
@@ -232,6 +233,8 @@ def tar_shards(
     if known is not None and not known.decoded and (some := readable_now(known.left_out)):
         logger.info("of members %s; the shards are listed again", some)
         known = None
+    if wanted.part and (known is None or not known.decoded):  # that list is of whole members
+        known = _headers(shard_listing(pattern), wanted)
     if known is None:
         file, known = index or place, headers_of(shard_listing(pattern))
         try:
@@ -309,7 +312,7 @@ def _of_files(
     file = index or indices.present(listing.index)
     known = _read_index(file, index is not None, of_shards=False)
     if known is None:
-        known = headers_of(listing)
+        known = _headers(listing, wanted)
     else:
         known = known.only(patterns)
         if how := differences(known, listing.root, (), listing.names):
@@ -317,6 +320,12 @@ def _of_files(
     known = replace(known, passed_over=listing.passed_over)
     more = region, tolerate, patterns, wanted
     return _source(what, listing.root, file, known, *more, total)
+
+
+def _headers(listing: Listing, wanted: Wanted) -> Index:
+    """Of images that no scan has seen."""
+    found = headers_of(listing.of_part(part_named(wanted.part)))
+    return replace(found, part=wanted.part)
 
 
 def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
@@ -373,6 +382,9 @@ def _source(
         if not known.rows or bad > tolerated(total, tolerate):
             hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
             hint += f"; {_OF_PAGES}" * of_pages
+            if wanted.part != known.part and (wanted.part or wanted.begun):
+                options = part_named(wanted.part).options
+                hint += f"; fastequi data scan PLACE {options} takes images as the run did"
             raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
         if unfit or again or not known.decoded:
             logger.warning("%s; left out%s", failed, again)
@@ -394,6 +406,7 @@ def _source(
         *(paths, names, columns.sizes, region, *more),
         kinds=columns.kinds,
         measured=known.measured,
+        part=known.part,
     )
 
 

@@ -55,6 +55,8 @@ class Source:
         kinds: [n] uint16, what the images' values are (`fastequi.data.sources.kinds`); None: not
             known, as of indices that were written before.
         measured: what scans measured of the values, by kind.
+        part: what of each file is the image, as the end of a name (`fastequi.data.sources.parts`);
+            "" where it is all of it, or not the same of all.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -67,6 +69,7 @@ class Source:
     remote: RemoteShards | None = field(default=None, repr=False, compare=False)
     kinds: NDArray[np.uint16] | None = field(default=None, repr=False, compare=False)
     measured: Mapping[int, Measured] = field(default_factory=dict, repr=False, compare=False)
+    part: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -175,6 +178,7 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         tuple(sorted({name for _, source in parts for name in source.formats})),
         kinds=np.array([codes[k][i] for k, i in map(of.__getitem__, order)], np.uint16),
         measured=_measured([source for _, source in parts], np.bincount([k for k, _ in of])),
+        part=parts[0][1].part if len({source.part for _, source in parts}) == 1 else "",
     )
     return whole, np.array([of[i][0] for i in order], np.int64)
 

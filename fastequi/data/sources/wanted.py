@@ -43,6 +43,8 @@ class Wanted:
         count, depth: of a run that has begun: the channels of its files, and the deepest type; no
             type of evaluation, which takes any where none has to be the same.
         by_encoder: whether an encoder takes them, which no option changes.
+        part: what of each file, as the end of a name (`fastequi.data.sources.parts`), where no scan
+            says it: as a run did.
     """
 
     channels: str = RGB
@@ -50,6 +52,7 @@ class Wanted:
     count: int = 0
     depth: str = ""
     by_encoder: bool = False
+    part: str = ""
 
     @property
     def _instead(self) -> str:

@@ -24,7 +24,7 @@ from fastequi.data.sources.encoded import (
     why,
 )
 from fastequi.data.sources.kinds import ARRAYS, DEEPER, MORE_BITS, Kind
-from fastequi.data.sources.parts import FilePart, name_of
+from fastequi.data.sources.parts import WHOLE, FilePart, name_of, part_named
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 from fastequi.data.sources.wanted import Wanted
 from fastequi.evaluate.encoder import Encoder
@@ -133,6 +133,10 @@ class Reading:
 
     def _found(self, file: Path) -> tuple[Header, dict[str, Any]]:
         """An image's header, and how `read_image` reads it."""
+        if (part := part_named(self.wanted.part).of(file.name)) != WHOLE:
+            how = {"axes": "chw" if part.planes else "hwc", "array": part.array}
+            found = _header(file, part=part)
+            return found, {**how, "nodata": part.nodata or "none"}
         needed = self.wanted.count or 1 + max(chosen(self.wanted.channels) or (0,))
         found = _header(file)
         first = Kind.of(found.kind)
@@ -193,10 +197,10 @@ class Reading:
             raise ValueError(f"{file}: expected an image that the encoder takes ({reason})")
 
 
-def _header(file: Path, pages_are_channels: bool = False) -> Header:
+def _header(file: Path, pages_are_channels: bool = False, part: FilePart = WHOLE) -> Header:
     if not file.is_file():
         raise ValueError(f"{file}: expected an image, there is no such file")
-    found = header(str(file), pages_are_channels)
+    found = header(name_of(str(file), part), pages_are_channels)
     if isinstance(found, str):
         raise ValueError(f"{file}: expected an image ({found})")
     return found
