@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 from dataclasses import replace
 
@@ -11,12 +12,16 @@ import pytest
 
 from fastequi.cli import commands
 from fastequi.data import read_image
+from fastequi.data.config import DataConfig
+from fastequi.data.labelled import labelled_sets
 from fastequi.data.loader import make_loader
-from fastequi.data.sources import kept, pages
+from fastequi.data.settling import wanted as asked
+from fastequi.data.sources import arrays, kept, pages
+from fastequi.data.sources.encoded import ARRAYS, EXTENSIONS
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.index import read as read_index
 from fastequi.data.sources.kinds import Kind, counts
-from fastequi.data.sources.parts import FilePart, file_of, name_of, part_of
+from fastequi.data.sources.parts import FilePart, expect_array, file_of, name_of, part_of
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.selection import Selection
 from fastequi.data.sources.splits import held_out_of, shared
@@ -157,7 +162,7 @@ def test_wrong_axes_are_doubted_with_the_option_that_helps(tmp_path, capsys, cap
         open_source(folder, wanted=Wanted("all"))
     said = (
         "more channels (30) than the 4 pixels of a side: is it [H, W, C]? [C, H, W] is read; "
-        "fastequi data scan PLACE --axes hwc makes it that"
+        "fastequi data scan PLACE --axes hwc, or axes='hwc' of read_image, makes it that"
     )
     assert said in capsys.readouterr().out
     assert said in caplog.text
@@ -209,7 +214,7 @@ def test_parts_of_a_scan_take_arrays_alike(tmp_path, capsys):
     assert f"{COUNT} NPY\n  read as axes [C, H, W]" in capsys.readouterr().out
     commands.data(["scan", str(folder), "--axes", "chw", "--part", "1/2"])
     commands.data(["scan", str(folder), "--axes", "hwc", "--part", "2/2"])
-    with pytest.raises(ValueError, match="merge"):
+    with pytest.raises(ValueError, match="not of the set"):
         commands.data(["merge", str(folder)])
 
 
@@ -264,10 +269,12 @@ def test_an_image_is_read_as_runs_read_it(tmp_path):
     ):
         with pytest.raises(error, match=re.escape(said)):
             read_image(tmp_path / "a.npz", **options)
-    with pytest.raises(OSError, match=r"a\.npy: expected a \.npz by its bytes"):
+    with pytest.raises(ValueError, match=r"array: expected a file whose name ends with \.npz"):
         read_image(tmp_path / "a.npy", array="image")
-    with pytest.raises(OSError, match=r"a\.tif: expected \.npy or \.npz by its bytes"):
+    with pytest.raises(ValueError, match=r"axes: expected a file whose name ends with \.npy or"):
         read_image(photo, axes="chw")
+    with pytest.raises(ValueError, match="pages_are_channels: expected False for filled where"):
+        read_image(photo, nodata=0, pages_are_channels=True)
 
 
 def test_arrays_that_claim_too_much_are_refused_unread(tmp_path):
@@ -352,3 +359,178 @@ def test_evaluations_read_arrays_as_the_encoder_has_channels(tmp_path):
     np.save(tmp_path / "other.npy", values(5, "uint16"))
     with pytest.raises(ValueError, match="expected an image that the encoder takes"):
         reading(tmp_path / "other.npy")
+
+
+def test_a_pipe_is_no_image_and_waits_for_nobody(tmp_path, capsys):
+    folder = written(tmp_path / "planes", "planes")
+    os.mkfifo(folder / "pipe.npy")
+    (folder / "empty.npy").touch()
+    commands.data(["scan", str(folder), "--axes", "chw"])
+    said = capsys.readouterr().out
+    assert "pipe.npy::chw (not a regular file)" in said
+    assert "empty.npy::chw (empty file)" in said
+    with pytest.raises(OSError, match="not a regular file"):
+        read_image(folder / "pipe.npy", axes="chw")
+
+
+def test_arrays_of_more_bytes_than_files_may_have_are_refused(tmp_path, monkeypatch):
+    folder = written(tmp_path / "planes", "planes")
+    monkeypatch.setattr(arrays, "MAX_BYTES", 4 * 30 * 26 * 2 - 1)
+    with pytest.raises(OSError, match="6240 bytes of values, more than 6239"):
+        pages.read(str(folder / "0.npy"), FilePart(planes=True))
+
+
+def test_a_mixed_set_keeps_what_it_was_told(tmp_path, capsys):
+    """Arrays without names come first, and only some files have the one that is asked for."""
+    for i in range(2):
+        np.save(tmp_path / f"a{i}.npy", image(i))
+        (tmp_path / f"b{i}.npz").write_bytes(saved(image=image(i), mask=image(i)[..., 0]))
+    commands.data(["scan", str(tmp_path), "--array", "image"])
+    said = capsys.readouterr().out
+    assert "formats     2 NPY, 2 NPZ\n  read as array image of .npz" in said
+    commands.data(["scan", str(tmp_path)])
+    assert "array image of .npz, axes [H, W, C], as the index" in capsys.readouterr().out
+    assert len(open_source(tmp_path, wanted=Wanted("all"))) == 4
+    for part in ("1/2", "2/2"):
+        commands.data(["scan", str(tmp_path), "--array", "image", "--part", part])
+    commands.data(["merge", str(tmp_path)])
+    assert "formats     2 NPY, 2 NPZ\n" in capsys.readouterr().out
+
+
+def test_a_rescan_does_not_ask_for_what_is_there_no_more(tmp_path, capsys):
+    folder = written(tmp_path / "planes", "planes")
+    commands.data(["scan", str(folder), "--axes", "chw"])
+    (folder / "preview.tif").write_bytes(plain_tiff(image(0)))  # arrays are no images beside it
+    commands.data(["scan", str(folder)])
+    assert "formats     1 TIFF\n" in capsys.readouterr().out
+
+
+def test_an_image_of_two_places_is_taken_once_however_it_is_read(tmp_path, caplog):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for i in range(4):
+        np.save(folder / f"{i}.npy", image(i)[..., 0])
+    commands.data(["scan", str(folder), "--axes", "chw"])
+    (tmp_path / "l.txt").write_text("grey/0.npy\ngrey/1.npy\n")
+    found = open_source((str(folder), str(tmp_path / "l.txt")), wanted=Wanted("all"))
+    assert len(found) == 4
+    assert "2 images are named more than once and taken once" in caplog.text
+
+
+def test_files_may_be_named_as_parts_are(tmp_path):
+    """Where nothing says otherwise they are themselves."""
+    for name in ("t.npz::band.npy", "t.npy::chw", "t.tif::nodata=a.npy"):
+        np.save(tmp_path / "x.npy", image(0))
+        os.rename(tmp_path / "x.npy", tmp_path / name)
+    for name in ("t.npz::band.npy", "t.tif::nodata=a.npy"):
+        found = open_source(tmp_path, wanted=Wanted("all"))
+        assert name in found.names
+    contents = {f"{i}.npz::band.npy": (tmp_path / "t.npz::band.npy").read_bytes() for i in range(3)}
+    (tmp_path / "0.tar").write_bytes(tar(contents))
+    place = str(tmp_path / "0.tar")
+    for scanned in (False, True):
+        if scanned:
+            commands.data(["scan", place])
+        source = open_source(place, wanted=Wanted("all"))
+        assert len(source) == 3
+        np.testing.assert_array_equal(read_of(source, 1), image(0))
+
+
+def test_no_ending_of_an_image_is_an_arrays_name():
+    for ending in (*EXTENSIONS, *ARRAYS, ".avif"):
+        assert part_of(f"a.npz::x{ending}") == FilePart()
+        with pytest.raises(ValueError, match="--array: expected the name of an array"):
+            expect_array("--array", f"x{ending}")
+    for name in ("image", "0001", "a::b", "x.npy::y", "band.10"):
+        expect_array("--array", name)
+    for name in ("chw", "x:chw", "nodata=3", "x::nodata=file"):
+        with pytest.raises(ValueError, match="--array: expected the name of an array"):
+            expect_array("--array", name)
+
+
+def test_a_run_is_told_how_its_arrays_were_scanned_where_none_fits(tmp_path):
+    folder = written(tmp_path / "both", "both")
+    commands.data(["scan", str(folder), "--axes", "hwc", "--array", "mask"])
+    said = (
+        "1 channel of uint16, expected 4 channels as the run's.*; fastequi data scan PLACE "
+        "--axes chw --array 'image' --nodata none takes images as the run did"
+    )
+    with pytest.raises(ValueError, match=said):
+        open_source(folder, wanted=Wanted("all", count=4, part="image:chw"))
+
+
+def test_images_seen_in_training_are_found_under_another_array(tmp_path):
+    folder = written(tmp_path / "both", "both")
+    commands.data(["scan", str(folder), "--axes", "chw", "--array", "image"])
+    (tmp_path / "run").mkdir()
+    kept.keep(tmp_path / "run" / kept.NAME, open_source(folder, wanted=Wanted("all")))
+    commands.data(["scan", str(folder), "--axes", "hwc", "--array", "mask"])
+    assert kept.seen(tmp_path / "run", open_source(folder, wanted=Wanted("all"))) == COUNT
+
+
+def test_order_of_names_with_parts_makes_no_image_new(tmp_path, caplog):
+    for name in ("a", "a.npy-2", "a.npy.b"):
+        np.save(tmp_path / f"{name}.npy", planes(0))
+    commands.data(["scan", str(tmp_path), "--axes", "chw"])
+    with caplog.at_level(logging.INFO):
+        assert len(open_source(tmp_path, wanted=Wanted("all"))) == 3
+    assert "new" not in caplog.text
+
+
+def test_parts_of_scans_of_different_things_are_not_merged(tmp_path):
+    folder = tmp_path / "npz"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.npz").write_bytes(saved(images=image(i)))
+    commands.data(["scan", str(folder), "--pages", "images", "--part", "1/2"])
+    commands.data(["scan", str(folder), "--pages", "first", "--array", "images", "--part", "2/2"])
+    with pytest.raises(ValueError, match="not of the set"):
+        commands.data(["merge", str(folder)])
+
+
+@pytest.mark.parametrize("name", ["", "image"])
+def test_a_damaged_header_of_a_member_is_noticed(name, tmp_path):
+    """It claims fewer values, which no sum of bytes would be compared with."""
+    content = saved(image=image(0)).replace(b"(30, 26, 4)", b"(10, 26, 4)")
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=r"more bytes than its header says|CRC"):
+        read_image(tmp_path / "a.npz", array=name)
+
+
+def test_lists_name_the_classes_of_arrays_too(tmp_path):
+    folder = written(tmp_path / "both", "both")
+    lines = [f"both/{i}.npz\t{'AB'[i % 2]}\n" for i in range(COUNT)]
+    (tmp_path / "l.txt").write_text("".join(lines))
+    place = str(tmp_path / "l.txt")
+    commands.data(["scan", place, "--axes", "chw", "--array", "image"])
+    assert folder.is_dir()
+    train, _ = labelled_sets(place, test_data=place, values=DataConfig(channels="all"))
+    assert list(train.classes) == ["A", "B"]
+
+
+def test_a_place_without_an_index_is_read_as_the_run_did(tmp_path):
+    folder = written(tmp_path / "both", "both")
+    (tmp_path / "0.tar").write_bytes(
+        tar({f"{i}.npz": saved(image=planes(i), m=planes(i)[0]) for i in range(COUNT)})
+    )
+    wanted = Wanted("all", count=4, part="image:chw")
+    for place in (folder, tmp_path / "0.tar"):
+        source = open_source(str(place), wanted=wanted)
+        assert source.part == "image:chw"
+        assert counts(source.kinds) == {Kind(4, "uint16"): COUNT}
+        np.testing.assert_array_equal(read_of(source, 3), image(3))
+    cfg = DataConfig(channels="all", file_part="image:chw")
+    assert asked(cfg).part == "image:chw"
+    for wrong in ("a/b", "x.npy", "nodata=x"):
+        with pytest.raises(ValueError, match=r"data\.file_part: expected an end of a name"):
+            asked(replace(cfg, file_part=wrong))
+
+
+def test_an_array_that_is_read_with_wrong_axes_is_doubted(tmp_path, caplog):
+    np.save(tmp_path / "a.npy", planes(0))
+    assert read_image(tmp_path / "a.npy", "0,1,2").shape == (3, 4, 30)
+    said = "more channels (26) than the 4 pixels of a side: is it [C, H, W]? [H, W, C] is read"
+    assert said in caplog.text
+    caplog.clear()
+    read_image(tmp_path / "a.npy", axes="chw")
+    assert not caplog.text

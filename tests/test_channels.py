@@ -4,8 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from fastequi.cli import commands
 from fastequi.data.channels import chosen, percentiles, plain, ranges, written
 from fastequi.data.config import Augment, DataConfig
+from fastequi.data.settling import settled, wanted
+from fastequi.data.sources.image_sets import open_source
+from tests.support import science
+from tests.support.science import values
 
 
 def test_channels_are_read_and_written():
@@ -83,3 +88,25 @@ def test_settings_of_a_channel_are_checked():
     with pytest.raises(ValueError, match="drop: expected a probability"):
         Augment(drop=1.5)
     assert Augment(noise=0.1, drop=0.1).plain().noise == Augment(drop=0.1).plain().drop == 0
+
+
+def test_a_range_that_holds_no_value_of_the_images_is_refused(tmp_path):
+    arrays = [9 + values(2, "float32", i) for i in range(3)]
+    science.write(tmp_path, {f"{i}.npy": science.npy(array) for i, array in enumerate(arrays)})
+    commands.data(["scan", str(tmp_path)])
+    cfg = DataConfig(channels="all", mean=(0.5, 0.5), std=(0.2, 0.2))
+    source = open_source(tmp_path, wanted=wanted(cfg))
+    said = "expected one that holds values of the images, got 0:1, outside of which all of them lie"
+    with pytest.raises(ValueError, match=said):
+        settled(cfg, source)
+    begun = replace(cfg, file_channels=2, file_depth="float32")
+    assert settled(begun, source).value_range == "dtype"  # as it was begun
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mean", (586.0,)), ("mean", (-0.1,)), ("std", (1517.0,)), ("std", (0.0,))]
+)
+def test_means_and_deviations_are_of_0_to_1(name, value):
+    given = {"mean": (0.5,), "std": (0.2,), name: value}
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        DataConfig(channels="0", value_range="0:4095", **given)

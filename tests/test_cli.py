@@ -205,6 +205,15 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
             "RECIPE is missing before --data usage: fastequi pretr",
         ),
         (["eval", "--data", "."], "the evaluation is missing before --data"),
+        (
+            ["pretrain", "demo", "--axes", "chw"],
+            "--axes, which fastequi data scan has",
+        ),
+        (
+            ["embed", "RUN", "--nodata", "0"],
+            "--nodata, which fastequi data scan has",
+        ),
+        (["pretrain", "demo", "tiles"], "options: tiles (images are given by --data)"),
         (["demo", "--train.epochs", "3"], "--train.epochs: expected --train.minutes 0 beside it"),
         (
             ["demo", "--train.steps", "3"],

@@ -23,7 +23,11 @@ def ct(array, photometric):
 
 WRITTEN = {
     "dcm": (ct, ("MONOCHROME1", "MONOCHROME2"), "-160:240"),
-    "tif": (lambda x, p: science.tiff_of(x, photometric=p), ("miniswhite", "minisblack"), "0:4095"),
+    "tif": (
+        lambda x, p: science.tiff_of(x, photometric=p),
+        ("miniswhite", "minisblack"),
+        "0:20000",
+    ),
 }
 
 
@@ -89,7 +93,7 @@ def test_pages_and_frames_are_counted(extension, tmp_path, caplog, capsys):
     assert (
         f"formats     9 {'DICOM, frame by frame' if extension == 'dcm' else 'TIFF, page'}" in said
     )
-    cfg = DataConfig(channels="all", value_range="0:4095", mean=(0.5,), std=(0.2,))
+    cfg = DataConfig(channels="all", value_range="0:20000", mean=(0.5,), std=(0.2,))
     source = open_source(tmp_path, wanted=wanted(cfg))
     with caplog.at_level(logging.WARNING):
         found = settled(cfg, source)

@@ -102,7 +102,8 @@ def test_several_arrays_in_a_file_are_refused():
     file = io.BytesIO()
     np.savez(file, a=np.zeros((2, 2)), b=np.zeros((2, 2)))
     assert header(np.frombuffer(file.getvalue(), np.uint8)) == (
-        "2 arrays in a .npz (a, b), expected one; fastequi data scan PLACE --array NAME takes one"
+        "2 arrays in a .npz (a, b), expected one; fastequi data scan PLACE --array NAME, or "
+        "array=NAME of read_image, takes one"
     )
 
 

@@ -16,7 +16,10 @@ CHANNELS = (1, 2, 4, 5, 8, 13)
 
 
 def normalisation(c):
-    return {"mean": [0.3 + 0.02 * i for i in range(c)], "std": [0.2 + 0.01 * i for i in range(c)]}
+    return {
+        "mean": [0.3 + 0.6 * i / c for i in range(c)],
+        "std": [0.2 + 0.01 * i for i in range(c)],
+    }
 
 
 def colours(kind, c, b=2, k=2):

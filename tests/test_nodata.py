@@ -232,3 +232,98 @@ def test_a_file_that_says_nonsense_is_named(tmp_path):
     for given in ("black", True):
         with pytest.raises(ValueError, match="nodata: expected file, none or a number"):
             read_image(tmp_path / "a.tif", nodata=given)
+
+
+def test_colours_are_colours_when_they_are_filled(tmp_path):
+    rgb = margin(values(3, "uint8"), 0)
+    geotiff(tmp_path / "a.tif", rgb, "0", photometric="rgb")
+    commands.data(["scan", str(tmp_path), "--nodata", "file"])
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    assert counts(source.kinds) == {Kind(3, "uint8", rgb=True): 1}
+
+
+def test_filled_tiff_is_not_taken_for_an_array_with_other_axes(tmp_path, capsys, caplog):
+    geotiff(tmp_path / "a.tif", margin(values(30, "uint16"), 0), "0")
+    commands.data(["scan", str(tmp_path), "--nodata", "file"])
+    open_source(tmp_path, wanted=Wanted("all"))
+    assert "30 channels of uint16" in (said := capsys.readouterr().out)
+    assert "is it [" not in said + caplog.text
+
+
+def test_every_page_says_its_own_number(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    pages_of = [margin(values(1, "uint16", i), 5 + i)[..., 0] for i in range(3)]
+    with tifffile.TiffWriter(tmp_path / "s.tif") as out:
+        for i, page in enumerate(pages_of):
+            tag = [(tiff_tags.NODATA, "s", 0, str(5 + i), True)]
+            out.write(page, photometric="minisblack", extratags=tag, metadata=None)
+    commands.data(["scan", str(tmp_path), "--pages", "images", "--nodata", "file"])
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    for i, page in enumerate(pages_of):
+        np.testing.assert_array_equal(decoded(source.encoded(i)), expected(page[..., None], 5 + i))
+
+
+def test_a_report_counts_pages_and_what_is_not_filled(tmp_path, capsys):
+    from PIL import Image
+
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    Image.fromarray(values(1, "uint8")[..., 0]).convert("P").save(tmp_path / "palette.tif")
+    stack = np.stack([values(1, "uint16", i)[..., 0] for i in range(2)])
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", metadata=None)
+    white = {"photometric": "miniswhite"}
+    geotiff(tmp_path / "white.tif", values(1, "uint16"), None, **white)
+    commands.data(["scan", str(tmp_path), "--nodata", "0"])
+    said = capsys.readouterr().out
+    assert "formats     3 TIFF\n" in said
+    assert "1 TIFF with a palette, YCbCr, CMYK or fewer than 8 bits, or no TIFF, are not" in said
+    assert "the first page of each" in said
+    assert "1 of 3 TIFF files are MINISWHITE" in said
+    commands.data(["scan", str(tmp_path), "--pages", "images"])
+    said = capsys.readouterr().out
+    assert "formats     2 TIFF, page by page, 2 TIFF\n" in said or (
+        "formats     2 TIFF, 2 TIFF, page by page\n" in said
+    )
+
+
+def test_another_format_under_a_tiffs_name_is_read_as_it_is(tmp_path, capsys):
+    from PIL import Image
+
+    Image.fromarray(values(3, "uint8")).save(tmp_path / "a.tif", "PNG")
+    commands.data(["scan", str(tmp_path), "--nodata", "0"])
+    assert "1 images, " in capsys.readouterr().out
+    source = open_source(tmp_path, wanted=Wanted("all"))
+    np.testing.assert_array_equal(decoded(source.encoded(0)), values(3, "uint8"))
+    with pytest.raises(ValueError, match=r"nodata: expected a file whose name ends with \.tif"):
+        read_image(tmp_path / "b.png", nodata=0)
+
+
+def test_what_is_not_asked_for_again_is_said_to_be_as_before(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", margin(values(2, "uint16"), 7))
+    commands.data(["scan", str(tmp_path), "--nodata", "7"])
+    capsys.readouterr()
+    commands.data(["scan", str(tmp_path), "--axes", "chw"])
+    said = capsys.readouterr().out
+    assert "axes [C, H, W], filled where there is 7 or no number; the index that it" in said
+    commands.data(["scan", str(tmp_path), "--axes", "chw"])
+    assert "filled where there is 7 or no number, as the index" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "said"),
+    [
+        ("float32", -9999, "near -9984 in channel 0 (and in 1 more) stands apart"),
+        ("uint16", 65535, "65535 in channel 0 (and in 1 more) stands apart"),
+        ("float32", None, ""),
+        ("uint16", None, ""),
+    ],
+)
+def test_numbers_that_nobody_named_are_doubted(kind, number, said, tmp_path, capsys):
+    for i in range(3):
+        array = values(2, kind, i) // 4 if kind == "uint16" else values(2, kind, i)
+        np.save(tmp_path / f"{i}.npy", array if number is None else margin(array, number))
+    commands.data(["scan", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert (f"  {said}" in out) if said else ("stands apart" not in out)
+    if number is not None:
+        commands.data(["scan", str(tmp_path), "--nodata", str(number)])
+        assert "stands apart" not in capsys.readouterr().out

@@ -196,9 +196,9 @@ def _scan(argv: list[str]) -> None:
     from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.parts import FilePart, expect_array, nodata_of
+    from fastequi.data.sources.parts import WHOLE, FilePart, expect_array, nodata_of
     from fastequi.data.sources.portions import (
-        expect_files,
+        expect_part,
         of_pages,
         of_part,
         pages_of,
@@ -222,23 +222,26 @@ def _scan(argv: list[str]) -> None:
     files = _indices(options.index, [listing.index for listing, _ in found])
     for file in files:
         index.expect_writable(file)
+    expect_part(found, FilePart(**asked))
     for i, file in enumerate(files):
-        before = pages_of(file)
-        pages = options.pages or before or "first"
-        found[i] = of_pages(*found[i], pages)
+        before, known = pages_of(file), part_before(file)
+        pages, part = options.pages or before or "first", known._replace(**asked)
+        if part.nodata and pages == "channels":
+            raise ValueError(
+                "--nodata: expected --pages first or images beside it, got --pages channels; "
+                "--nodata none takes values as they are"
+            )
+        found[i] = of_part(*of_pages(*found[i], pages), part)
         if before and pages != before:
             print(f"--pages {pages}; the index that it replaces has --pages {before}: {file}")
         elif pages != (options.pages or "first"):
             print(f"--pages {pages}, as the index that is there has: {file}")
-        known = part_before(file)
-        part = known._replace(**asked)
-        expect_files(*found[i], FilePart(**asked))
-        found[i] = of_part(*found[i], part)
-        if known.words and part != known:
+        kept = known._replace(**{name: getattr(WHOLE, name) for name in asked})
+        if known != WHOLE and part != known:
             words = part.words or "files as they are"
             print(f"{words}; the index that it replaces has {known.words}: {file}")
-        elif known.words and not asked:
-            print(f"{known.words}, as the index that is there has: {file}")
+        elif kept != WHOLE:
+            print(f"{kept.words}, as the index that is there has: {file}")
     empty: list[str] = []
     for (listing, end), file in zip(found, files, strict=True):
         journal = share.file(file)

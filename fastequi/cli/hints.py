@@ -44,6 +44,8 @@ _ALIASES = {
     "format": ("to",),
 }
 
+OF_SCANS = ("--axes", "--array", "--nodata", "--pages")  # options of no other command
+
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that begins like this one, else the most similar; None if none is similar."""

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from fastequi.cli.hints import meant, nearest_option
+from fastequi.cli.hints import OF_SCANS, meant, nearest_option
 
 Options = TypeVar("Options")
 
@@ -49,7 +49,10 @@ def parse(
     except SystemExit as stopped:
         if not stopped.code:
             raise
-        raise ValueError(_one_line(stderr.getvalue())) from stopped
+        said = _one_line(stderr.getvalue())
+        if said.startswith("Unrecognized options") and "--data" in _options(kind):
+            said += " (images are given by --data)"
+        raise ValueError(said) from stopped
 
 
 def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = None) -> None:
@@ -71,6 +74,11 @@ def expect_known(kind: type, words: list[str], other: tuple[type, str] | None = 
                 if other is not None and {flag, positive} & set(_options(other[0])):
                     raise ValueError(
                         f"unknown option {flag}, which {other[1]} has (--help lists all)"
+                    )
+                if flag in OF_SCANS:
+                    raise ValueError(
+                        f"unknown option {flag}, which fastequi data scan has: it keeps it in the "
+                        f"index of the images"
                     )
                 near = nearest_option(flag, known)
                 hint = f", did you mean {near}?" if near else ""

@@ -27,7 +27,7 @@ from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan_report import Scan
 from fastequi.data.sources.columns import Row
-from fastequi.data.sources.encoded import Header, header, why
+from fastequi.data.sources.encoded import Header, header, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
@@ -37,7 +37,7 @@ from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
-_UNSEEN = 1 << 22  # bytes that a part of a file becomes, until some were read
+_UNSEEN = 1 << 24  # bytes that a part of a file becomes, until some were read
 _PIXELS = 1 << 26
 _DIGITS = 16
 
@@ -94,12 +94,11 @@ def scanned(
     Image.init()  # registers the formats before threads ask for them
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
-        largest = list[int]()
+        largest = [0]
         for part, known, futures in _ahead(listing, first, pool, largest):
             read = [future.result() for future in futures]
-            largest.append(
-                max((len(one.data) for one in read if not isinstance(one, str)), default=0)
-            )
+            sizes = [len(one.data) for one in read if not isinstance(one, str)]
+            largest[0] = max(largest[0], *sizes, 0)
             found, values = _decode(read, threads)
             entries: list[Entry] = []
             for i, state, one in zip(part, known, found, strict=True):
@@ -140,15 +139,15 @@ def _parts(
     """Ranges of consecutive images within the limits of files and bytes, of at least one image.
 
     Args:
-        largest: bytes that an image of each range so far was read as, at most: a part of a file
-            is taken to become as many, whatever the file has.
+        largest: how many bytes an image was read as so far, at most: a part of a file is taken
+            to become as many, whatever the file has.
     """
     start, total, known = first, 0, list[State]()
     for i in range(first, len(listing)):
         state = listing.state(i)
         size = max(state.bytes, 0)
         if part_of(listing.names[i]) != WHOLE:
-            size = max(largest, default=max(size, _UNSEEN))
+            size = largest[0] or max(size, _UNSEEN)
         if known and (len(known) == _FILES or total + size > _BYTES):
             yield range(start, i), known
             start, total, known = i, 0, []
@@ -168,9 +167,7 @@ def _read(listing: Listing, i: int) -> _Read | str:
     found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
-    if marks:
-        found = found._replace(format=", ".join([found.format, *marks]))
-    return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], found)
+    return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], marked(found, marks))
 
 
 def _decode(

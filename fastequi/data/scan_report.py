@@ -16,29 +16,39 @@ from fastequi.data.sources.encoded import (
     INVERTED_DICOM,
     INVERTED_TIFF,
     NO_DATA,
+    NOT_FILLED,
+    NPZ_ARRAY,
     counted,
-    format_of,
     is_marked,
     unmarked,
 )
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import (
     DEEPER,
+    DICOM_FRAME,
+    FILLED_TIFF,
     MORE_BITS,
     MOST,
     NO_RGB,
+    TIFF_PAGE,
     Kind,
     doubt_about_axes,
     tally,
 )
 from fastequi.data.sources.measured import Measured
-from fastequi.data.sources.parts import file_of, parsed, part_named
+from fastequi.data.sources.parts import file_of, part_named
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
 
 _NAMED = 10
 _FEW = 3  # names of a kind that few images are of
 _CHANNELS = 32  # that are printed
-_TIFF = ("TIFF", PAGES, PARTIAL)
+_TIFF = ("TIFF", PAGES, PARTIAL, FILLED_TIFF)
+_MADE_OF = {  # what is read as .npy
+    TIFF_PAGE: "TIFF, page by page",
+    DICOM_FRAME: "DICOM, frame by frame",
+    FILLED_TIFF: "TIFF",
+    NPZ_ARRAY: "NPZ",
+}
 _SHOWN = {"least": 0.0, "0.1 %": 0.1, "median": 50.0, "99.9 %": 99.9, "largest": 100.0}
 _CHUNK = 1 << 20  # sizes that are compared at once
 
@@ -75,18 +85,9 @@ class Scan:
         and arrays that were chosen are read as .npy."""
         found = Counter[str]()
         for form, count in self.formats.items():
-            found[unmarked(form)] += count
-        if self.index.pages == "images" or self._arrays():
-            for name in self.index.columns.names:
-                file, part = parsed(name)
-                if file != name and part.page is None and found["NPY"]:
-                    found[format_of(file)] += 1
-                    found["NPY"] -= 1
-                elif part.page is not None:
-                    of_dicom = format_of(file) in ("DICOM", "")
-                    found["DICOM, frame by frame" if of_dicom else "TIFF, page by page"] += 1
-                    found["NPY"] -= 1
-        return [(kind, count) for kind, count in found.most_common() if count]
+            by_mark = (name for mark, name in _MADE_OF.items() if is_marked(form, mark))
+            found[next(by_mark, unmarked(form))] += count
+        return found.most_common()
 
     def _arrays(self) -> list[str]:
         """Which arrays of files are the images, where a scan was told."""
@@ -104,7 +105,7 @@ class Scan:
             lines += self._arrays()
             lines += _pages_left(self.formats, self.index.pages)
             lines += _inverted(self.formats, self.index.pages == "images")
-            lines += _no_data(self.formats)
+            lines += _no_data(self.formats, part_named(self.index.part).nodata)
             if deeper := tally(columns.kinds).get(DEEPER, 0):
                 lines.append(f"  {deeper} are of {MORE_BITS}: runs make 8-bit RGB of them")
             smallest, largest = _extremes(columns.sizes)
@@ -118,6 +119,7 @@ class Scan:
             head = f"values      {kind}: {measured.images} images{self._few(code)}"
             said = doubt_about_axes(kind, int(columns.sizes.min(initial=MOST)), self.formats)
             lines += [head, *_values(kind, measured, said, given)]
+            lines += [] if part_named(self.index.part).nodata else _apart(kind, measured)
         same, names = self.duplicates, columns.names
         pairs = [f"{names[a]} = {names[b]}" for a, b in same[:_NAMED].tolist()]
         bad = [f"{name} ({why})" for name, why in islice(left_out.items(), _NAMED)]
@@ -189,9 +191,14 @@ def _inverted(formats: Mapping[str, int], by_page: bool) -> list[str]:
     return lines
 
 
-def _no_data(formats: Mapping[str, int]) -> list[str]:
-    if not (many := _marked(formats, NO_DATA)):
+def _no_data(formats: Mapping[str, int], nodata: str) -> list[str]:
+    """What is not filled of files with a value that stands for no data, and how it would be."""
+    many = _marked(formats, NOT_FILLED if nodata else NO_DATA)
+    if not many:
         return []
+    if nodata:
+        what = "TIFF with a palette, YCbCr, CMYK or fewer than 8 bits, or no TIFF, are not filled"
+        return [f"  {many} {what}"]
     return [
         f"  {many} name a value that stands for no data ({NO_DATA}): it is measured and used as",
         "  any other; --nodata file puts the least value of the channel in its place",
@@ -216,6 +223,31 @@ def _values(kind: Kind, measured: Measured, doubt: str, given: list[str]) -> lis
     if kind.channels > _CHANNELS:
         lines.append(f"  and {kind.channels - _CHANNELS} more")
     return lines
+
+
+def _apart(kind: Kind, measured: Measured) -> list[str]:
+    """Channels with an end that many values have, and that is farther from the next percentile than
+    the others are from each other: it is likely to stand for no data."""
+    found: dict[int, float] = {}
+    low, *_, high = sorted(p for p in measured.percentiles if p not in (0.0, 100.0))
+    for c in range(kind.channels):
+        values = sorted({each[c] for each in measured.percentiles.values()})
+        if len(values) < _FEW:
+            continue
+        least, after, before, largest = *values[:2], *values[-2:]
+        if measured.percentiles[low][c] == least and after - least > largest - after:
+            found[c] = least
+        elif measured.percentiles[high][c] == largest and largest - before > before - least:
+            found[c] = largest
+    if not found:
+        return []
+    c, value = next(iter(found.items()))
+    near = "near " * (kind.depth == "float32")
+    more = f" (and in {len(found) - 1} more)" if len(found) > 1 else ""
+    return [
+        f"  {near}{plain(value)} in channel {c}{more} stands apart from all others: if it means no",
+        "  data, --nodata NUMBER fills it (--nodata file where GDAL_NODATA says it)",
+    ]
 
 
 def plain(number: float) -> str:

@@ -54,7 +54,7 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         cfg = replace(cfg, file_part=source.part)
     if cfg.is_rgb:
         return cfg
-    kinds = list(counts(source.kinds))
+    begun, kinds = bool(cfg.file_channels), list(counts(source.kinds))
     if not kinds:
         pixels_of(cfg, source)  # says what is missing
     _expect_alike(cfg, source)
@@ -77,7 +77,7 @@ def settled(cfg: DataConfig, source: Source) -> DataConfig:
         cfg = replace(cfg, file_colors=is_rgb)
     cfg = replace(cfg, file_channels=pixels.count, file_depth=pixels.depth)  # type: ignore[arg-type]
     if len(kinds) == 1 and (found := source.measured.get(kind.code)) is not None:
-        _tell_range(cfg, pixels, found)
+        _tell_range(cfg, pixels, found, begun)
     if not given and is_rgb and cfg.value_range == channels.DTYPE:
         cfg = replace(cfg, mean=default.mean, std=default.std)
     elif not given:
@@ -139,8 +139,9 @@ def _tell_inverted(cfg: DataConfig, source: Source) -> None:
             )
 
 
-def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
-    """Logs the range, and warns where it hardly fits what was measured."""
+def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured, begun: bool) -> None:
+    """Logs the range, and warns where it hardly fits what was measured; where nothing does a new
+    run is refused."""
     if cfg.value_range != channels.DTYPE:
         each = dict(zip(pixels.chosen, pixels.ranges, strict=True))
         alike = len(set(each.values())) == 1
@@ -153,6 +154,13 @@ def _tell_range(cfg: DataConfig, pixels: Pixels, measured: Measured) -> None:
     pairs = list(zip(pixels.chosen, pixels.ranges, strict=True))
     clipped = {c: measured.outside(c, low, high) for c, (low, high) in pairs}
     most = max(clipped, key=lambda c: clipped[c])
+    if min(clipped.values()) == 1 and not begun:
+        low, high = _ends(measured, most)
+        raise ValueError(
+            f"data.value_range: expected one that holds values of the images, got "
+            f"{_words(dict(pairs)[most])}, outside of which all of them lie ({low:.9g} to "
+            f"{high:.9g} of channel {most}); {channels.PERCENTILES} fits each channel's"
+        )
     if clipped[most] > _CLIPPED:
         logger.warning(
             "data.value_range: %.0f %% of the values of channel %d lie outside %s and become its "

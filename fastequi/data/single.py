@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 import os
 
@@ -13,8 +14,10 @@ from fastequi.data.channels import ALL, RGB, chosen
 from fastequi.data.given import decoded_values
 from fastequi.data.pixels import Pixels
 from fastequi.data.sources import encoded, pages
-from fastequi.data.sources.kinds import NO_RGB, Kind
+from fastequi.data.sources.kinds import NO_RGB, PLANES, Kind, doubt_about_axes
 from fastequi.data.sources.parts import WHOLE, FilePart, expect_array, nodata_of
+
+logger = logging.getLogger(__name__)
 
 
 def read_image(
@@ -74,7 +77,7 @@ def read_image(
     if page is not None and (page < 0 or pages_are_channels):
         beside = " beside pages_are_channels" if pages_are_channels else ""
         raise ValueError(f"page: expected {'None' if beside else '0 or more'}{beside}, got {page}")
-    part = _part(page, axes, array, nodata)
+    part = _part(file, page, axes, array, nodata, pages_are_channels)
     try:
         data = encoded.read(file) if part == WHOLE else pages.read(file, part)
     except OSError as error:
@@ -96,6 +99,10 @@ def read_image(
             f"channels: expected numbers below {kind.channels}, as {file} has {kind}, "
             f"got {max(taken)}"
         )
+    if kind is not None and page is None and file.lower().endswith((".npy", ".npz")):
+        form = ", ".join(["NPY", *[PLANES] * part.planes])
+        if said := doubt_about_axes(kind, min(found.height, found.width), [form]):
+            logger.warning("%s: %s", file, said)
     pixels = None if channels == RGB or kind is None else Pixels.whole(kind)
     try:
         values = decoded_values(data, pixels)
@@ -109,7 +116,14 @@ def read_image(
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
-def _part(page: int | None, axes: str, array: str, nodata: str | float) -> FilePart:
+def _part(
+    file: str,
+    page: int | None,
+    axes: str,
+    array: str,
+    nodata: str | float,
+    pages_are_channels: bool,
+) -> FilePart:
     """What of a file is the image."""
     if not isinstance(array, str):
         raise TypeError(f"array: expected the name of one in a .npz, got {array!r}")
@@ -117,6 +131,12 @@ def _part(page: int | None, axes: str, array: str, nodata: str | float) -> FileP
         raise ValueError(f'axes: expected "hwc" or "chw", got {axes!r}')
     expect_array("array", array)
     part = FilePart(None, array, axes == "chw", nodata_of("nodata", str(nodata)))
+    if part != WHOLE and pages_are_channels:
+        raise ValueError(f"pages_are_channels: expected False for {part.words}, got True")
+    if part.of(file) != part:
+        name = "array" if part.array else "axes" if part.planes else "nodata"
+        of = {"array": ".npz", "axes": ".npy or .npz", "nodata": ".tif, .npy or .npz"}[name]
+        raise ValueError(f"{name}: expected a file whose name ends with {of} beside it, got {file}")
     if page is None:
         return part
     if array or part.planes:

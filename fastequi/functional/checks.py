@@ -190,6 +190,8 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
                 f"{name}: expected a finite number, or {channels} of them, one per channel, "
                 f"got {values!r}"
             )
+    if found[0] is not None and not 0 <= min(found[0]) <= max(found[0]) <= 1:
+        raise ValueError(f"mean: expected 0 to 1, as of images in 0..1, got {mean}")
     if found[1] is not None and min(found[1]) <= 0:
         raise ValueError(f"std: expected values > 0, got {std}")
     return found[0], found[1]
@@ -210,7 +212,7 @@ def check_range(image: Tensor) -> None:
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"image: with mean and std, a floating image is expected in 0..1, got values in "
-            f"{low:.4g}..{high:.4g} (divide by 255, or pass uint8 or uint16)"
+            f"{low:.4g}..{high:.4g} (divide by 255, or pass uint8 or uint16, or leave out both)"
         )
 
 

@@ -166,7 +166,8 @@ def _opened(file: BinaryIO, name: str = "") -> Any:
         if name not in names:
             raise ValueError(f"no array {name} in a .npz, which has {listed or 'none'}")
     elif len(names) != 1:
-        how = "; fastequi data scan PLACE --array NAME takes one" * bool(names)
+        how = "; fastequi data scan PLACE --array NAME, or array=NAME of read_image, takes one"
+        how *= bool(names)
         raise ValueError(f"{len(names)} arrays in a .npz ({listed}), expected one{how}")
     return archive.open(f"{name or names[0]}.npy")
 

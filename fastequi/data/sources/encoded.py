@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from fastequi.data.sources import arrays, dicom, kinds, pages, tiff_stacks, tiff_tags
+from fastequi.data.sources import arrays, dicom, kinds, pages, tiff, tiff_stacks, tiff_tags
+from fastequi.data.sources.kinds import DICOM_FRAME, FILLED_TIFF, TIFF_PAGE, Kind
 from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import WHOLE, FilePart, split
@@ -57,7 +58,10 @@ ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 # instead of Pillow's name, or behind it, where values are inverted, or some are none
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
-NO_DATA, FILLED = "GDAL_NODATA", "no data filled"
+NO_DATA = "GDAL_NODATA"
+# behind NPY, what was read as one; behind others, that pixels without data are as they were
+NPZ_ARRAY, NOT_FILLED = "NPZ array", "not filled"
+_RGB = "RGB"  # of what is read as NPY, which does not say it
 _MAX_KINDS = 8  # kinds of files that are named
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -189,7 +193,18 @@ def _header_of_part(file: str, part: FilePart) -> Header:
             height, width, kind = arrays.shape_of(opened, part.array, part.planes)
         return _of_array(0, height, width, kind, "NPY")
     content = pages.read(file, part)
-    return _header(BytesIO(content.data), len(content), False)
+    with opened_span(file, None) as opened:
+        marks = marks_of(opened, part)
+    return marked(_header(BytesIO(content.data), len(content), False), marks)
+
+
+def marked(found: Header, marks: Sequence[str]) -> Header:
+    """A header with what :func:`marks_of` says."""
+    kind, form = Kind.of(found.kind), ", ".join([found.format, *(m for m in marks if m != _RGB)])
+    if kind is None or _RGB not in marks:
+        return found._replace(format=form)
+    code = kind._replace(rgb=True).code | found.kind & kinds.NO_RGB
+    return found._replace(format=form, kind=code)
 
 
 def _of_array(count: int, height: int, width: int, kind: kinds.Kind, form: str) -> Header:
@@ -263,13 +278,25 @@ def tiff_marks(tags: Any) -> list[str]:
     return [*marks, NO_DATA] if tiff_tags.NODATA in tags else marks
 
 
-def marks_of(file: BinaryIO) -> list[str]:
-    """Of the format of the pages of a TIFF, or of DICOM's frames."""
+def marks_of(file: BinaryIO, part: FilePart) -> list[str]:
+    """Of the format of what a part of a TIFF or DICOM is read as."""
     start = file.read(dicom.START)
     file.seek(0)
-    if tiff_tags.is_tiff(start):
-        return tiff_marks(tiff_tags.tags_of(file))
-    return [INVERTED_DICOM] if dicom.is_dicom(start) and dicom.is_inverted(file) else []
+    if dicom.is_dicom(start):
+        return [DICOM_FRAME] + [INVERTED_DICOM] * dicom.is_inverted(file)
+    if not tiff_tags.is_tiff(start):
+        return [NOT_FILLED]
+    tags = tiff.tags_of_image(file, part.page or 0)
+    if part.page is None and tiff_tags.is_for_pillow(tags):
+        return [NOT_FILLED]  # its own header says the rest
+    kind = kinds.of_tags(tags)
+    marks = [_RGB] if kind is not None and kind.rgb else []
+    if part.page is None:
+        several = tiff_stacks.first_image(file, tags)[1]
+        marks += [FILLED_TIFF] + [several] * (several != "TIFF")
+    else:
+        marks += [TIFF_PAGE]
+    return [*marks, *(m for m in tiff_marks(tags) if not (part.nodata and m == NO_DATA))]
 
 
 def _opens(file: BinaryIO) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 
 from fastequi.data.sources.columns import Columns, Row, Rows
-from fastequi.data.sources.encoded import Header, header, why
+from fastequi.data.sources.encoded import Header, header, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing
 
@@ -52,6 +52,9 @@ def _header(listing: Listing, i: int) -> Header | str:
     if listing.span(i) is None:
         return header(listing.path(i))
     try:
-        return header(listing.read(i))
+        found = header(listing.read(i))
+        if isinstance(found, str):
+            return found
+        return marked(found._replace(bytes=listing.state(i).bytes), listing.marks(i))
     except OSError as error:
         return why(error, listing.path(i))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastequi.data.sources.encoded import read, unmarked
-from fastequi.data.sources.kinds import NO_RGB
+from fastequi.data.sources.encoded import NPZ_ARRAY, is_marked, read, unmarked
+from fastequi.data.sources.kinds import FILLED_TIFF, NO_RGB, PLANES
 from fastequi.data.sources.measured import Measured, pooled
 from fastequi.data.sources.parts import image_of, part_of
 from fastequi.data.sources.remote_reader import RemoteShards
@@ -110,7 +110,9 @@ class Source:
     @property
     def may_have_pages(self) -> bool:
         """Whether images may be pages of one file, which are read as NumPy's."""
-        return not self.formats or "NPY" in map(unmarked, self.formats)
+        never = FILLED_TIFF, NPZ_ARRAY, PLANES
+        npy = (form for form in self.formats if unmarked(form) == "NPY")
+        return not self.formats or any(not is_marked(form, *never) for form in npy)
 
     def encoded(self, i: int) -> NDArray[np.uint8]:
         """The bytes of image i; raises OSError as `encoded.read` does."""

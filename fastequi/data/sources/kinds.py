@@ -69,7 +69,9 @@ RGB8 = Kind(3, "uint8", True)
 ARRAYS = frozenset(("NPY", "NPZ"))  # formats that do not say which axis is which
 
 
-PLANES = "[C H W]"  # behind their format, where a scan was told it of them
+# behind their format: where a scan was told it of them; where they are made of other files
+PLANES, TIFF_PAGE, DICOM_FRAME, FILLED_TIFF = "[C H W]", "TIFF page", "DICOM frame", "filled TIFF"
+OF_OTHERS = frozenset((TIFF_PAGE, DICOM_FRAME, FILLED_TIFF))
 
 
 def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
@@ -80,16 +82,18 @@ def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
         side: the smallest of all.
         formats: of the files, as of headers.
     """
-    marks = [form.split(", ") for form in formats]
-    if kind.channels <= side or not any(ARRAYS.intersection(form) for form in marks):
+    each = [form.split(", ") for form in formats]
+    marks = [one for one in each if ARRAYS.intersection(one) and not OF_OTHERS.intersection(one)]
+    if kind.channels <= side or not marks:
         return ""
-    planes = all(PLANES in form for form in marks if ARRAYS.intersection(form))
+    planes = all(PLANES in one for one in marks)
     read, other, axes = "[H, W, C]", "[C, H, W]", "chw"
     if planes:
         read, other, axes = other, read, "hwc"
     return (
         f"more channels ({kind.channels}) than the {side} pixels of a side: is it {other}? "
-        f"{read} is read; fastequi data scan PLACE --axes {axes} makes it that"
+        f"{read} is read; fastequi data scan PLACE --axes {axes}, or axes={axes!r} of read_image, "
+        f"makes it that"
     )
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -22,10 +23,10 @@ from fastequi.data.sources import dicom, pages
 from fastequi.data.sources.encoded import (
     ARRAYS,
     EXTENSIONS,
-    FILLED,
-    NO_DATA,
+    NPZ_ARRAY,
     Span,
     counted,
+    format_of,
     is_array_name,
     is_image_name,
     kind_of,
@@ -144,8 +145,9 @@ class Listing:
 
     def of_part(self, part: FilePart) -> Listing:
         """With a part of each file that has one."""
-        names = (name_of(name, part) for name in self.names)
-        return replace(self, names=Names.of(names if self.spans is not None else sorted(names)))
+        names = Names.of(name_of(name, part) for name in self.names)
+        in_order = self.spans is not None or all(a <= b for a, b in pairwise(names))
+        return replace(self, names=names if in_order else Names.of(sorted(names)))
 
     def path(self, i: int) -> str:
         """The file that holds image i."""
@@ -191,20 +193,19 @@ class Listing:
         if part == WHOLE:
             return []
         if is_array_name(os.path.basename(file_of(self.names[i]))) and part.page is None:
-            return [PLANES] * part.planes + [FILLED] * bool(part.nodata)
+            form = [NPZ_ARRAY] * (format_of(file_of(self.names[i])) == "NPZ")
+            return form + [PLANES] * part.planes
         if part.page is None:
-            found = self._marks_of(file, span)
-        else:  # of many pages alike
-            if (key := (file, span)) not in self._marks:
-                self._marks[key] = self._marks_of(file, span)
-            found = self._marks[key]
-        return [*(m for m in found if m != NO_DATA), FILLED] if part.nodata else found
+            return self._marks_of(file, span, part)
+        if (key := (file, span)) not in self._marks:  # of many pages alike
+            self._marks[key] = self._marks_of(file, span, part)
+        return self._marks[key]
 
-    def _marks_of(self, file: str, span: Span | None) -> list[str]:
+    def _marks_of(self, file: str, span: Span | None, part: FilePart) -> list[str]:
         if self.remote is not None and span is not None:
-            return marks_of(self.remote.member(file, span))
+            return marks_of(self.remote.member(file, span), part)
         with opened_span(file, span) as opened:
-            return marks_of(opened)
+            return marks_of(opened, part)
 
     def pages(self, i: int) -> int:
         """How many file i has, or its frames; see :func:`fastequi.data.sources.pages.count`."""

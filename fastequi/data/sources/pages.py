@@ -21,8 +21,8 @@ _Packed = tuple[NDArray[np.uint8], NDArray[Any]]  # a .npy, and the values withi
 def read(file: str, part: FilePart, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The bytes of an image, a .npy of its values [H, W, C].
 
-    They are the file's own of a TIFF with a palette and the like, where nothing can be without
-    data.
+    They are the file's own where nothing is filled in: of a TIFF with a palette, YCbCr, CMYK or
+    fewer than 8 bits, and of formats that have no word for it.
 
     Args:
         file: a TIFF, DICOM or NumPy's, or a shard that holds it.
@@ -51,6 +51,8 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
             return arrays.encoded(dicom.decoded(opened, frame=part.page))
         if part.page is not None:
             raise ValueError("expected a TIFF or DICOM")
+        if part == FilePart(nodata=part.nodata) and not arrays.format_of_bytes(start):
+            return np.frombuffer(opened.read(), np.uint8)  # of another format than its name says
         content, values = arrays.taken(opened, part.array, part.planes)
         if part.nodata:
             nodata.fill(values, None if part.nodata == FILE else float(part.nodata))
@@ -65,7 +67,7 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
 def _of_tiff(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
     if part.array or part.planes:
         raise ValueError(f"expected {'a .npz' if part.array else '.npy or .npz'} by its bytes")
-    tags = tiff_tags.tags_of(opened)
+    tags = tiff.tags_of_image(opened, part.page or 0)
     opened.seek(0)
     if part.page is None and tiff_tags.is_for_pillow(tags):
         return np.frombuffer(opened.read(), np.uint8)

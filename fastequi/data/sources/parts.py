@@ -15,10 +15,15 @@ from typing import NamedTuple
 FILE = "file"  # of nodata: what GDAL_NODATA says, and values that are not finite
 _PLANES = "chw"
 _PAGE = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
-# what follows is no file's own name, as a member of a shard may have
-_ARRAY = re.compile(r"(.*?\.np[yz])::([^/]+(?<!\.np[yz]))", re.DOTALL | re.IGNORECASE)
+# what follows is no file's own name, as a file or a member of a shard may have: that ends so
+ENDINGS = (
+    r"\.(npy|npz|dcm|dicom|jfif|jpe|jpe?g|png|webp|bmp|dib|tiff?|jp2|j2k|j2c|jpc|jpf|jpx|ppm|pgm|pbm"
+    r"|pnm|gif|avif)"
+)
+_ARRAY = re.compile(rf"(.*?\.np[yz])::((?!.*{ENDINGS}$)[^/]+)", re.DOTALL | re.IGNORECASE)
+_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|nan|[-+]?inf"
 _NODATA = re.compile(
-    r"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|[-+.0-9a-z]+)", re.DOTALL | re.IGNORECASE
+    rf"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|{_NUMBER})", re.DOTALL | re.IGNORECASE
 )
 _FORM = re.compile(r".*\.(tif|npy|npz)f?", re.DOTALL | re.IGNORECASE)
 
@@ -141,7 +146,7 @@ def expect_array(option: str, name: str) -> None:
     if not name.isprintable() or parsed(name_of(file, part)) != (file, part):
         raise ValueError(
             f'{option}: expected the name of an array, without "/", that does not end with '
-            f'"{_PLANES}", ".npy", ".npz" or "::nodata=...", got {name!r}'
+            f'"{_PLANES}", "::nodata=..." or as image files do, got {name!r}'
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -89,35 +89,38 @@ def part_before(index: Path) -> FilePart:
 
 
 def of_part(listing: Listing, end: End, part: FilePart) -> tuple[Listing, End]:
-    """A share with a part of each of its files, as of :func:`of_pages`.
-
-    Raises:
-        ValueError: pages are channels, and pixels are to be filled.
-    """
-    if part == WHOLE:
+    """A share with a part of each of its files, as of :func:`of_pages`; unchanged where no file of
+    the set can have it."""
+    if part == WHOLE or not (end.share[1] > 1 or _fits(listing, part)):
         return listing, end
-    if part.nodata and end.pages == "channels":
-        raise ValueError("--nodata: expected --pages first or images beside it, got channels")
     end = replace(end, digest=f"{end.digest} of {part}", part=str(part))
     return listing.of_part(part), end
 
 
-def expect_files(listing: Listing, end: End, part: FilePart) -> None:
-    """Refuses a part that no file of a whole set can have.
+def expect_part(shares: Sequence[tuple[Listing, End]], asked: FilePart) -> None:
+    """Refuses what no file of several sets can have.
+
+    Args:
+        shares: of :func:`portions`; of parts of sets nothing is said.
+        asked: what was asked for.
 
     Raises:
-        ValueError: so it is; names the option.
+        ValueError: it is so; names the option.
     """
-    if end.share[1] > 1 or not len(listing):
+    if any(end.share[1] > 1 or not len(listing) for listing, end in shares):
         return
-    for option, kinds, asked in (
-        ("--array", ".npz", FilePart(array=part.array)),
-        ("--axes chw", ".npy or .npz", FilePart(planes=part.planes)),
-        (f"--nodata {part.nodata}", "TIFF, .npy or .npz", FilePart(nodata=part.nodata)),
+    for option, kinds, one in (
+        ("--array", ".npz", FilePart(array=asked.array)),
+        ("--axes chw", ".npy or .npz", FilePart(planes=asked.planes)),
+        (f"--nodata {asked.nodata}", "TIFF, .npy or .npz", FilePart(nodata=asked.nodata)),
     ):
-        files = map(file_of, listing.names)
-        if asked != WHOLE and all(asked.of(file) == WHOLE for file in files):
-            raise ValueError(f"{option}: expected {kinds} as images, got none in {listing.root}")
+        if one != WHOLE and not any(_fits(listing, one) for listing, _ in shares):
+            places = ", ".join(str(listing.root) for listing, _ in shares)
+            raise ValueError(f"{option}: expected {kinds} as images, got none in {places}")
+
+
+def _fits(listing: Listing, part: FilePart) -> bool:
+    return any(part.of(file_of(name)) != WHOLE for name in listing.names)
 
 
 def _by_page(listing: Listing, end: End) -> tuple[Listing, End]:

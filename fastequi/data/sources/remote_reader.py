@@ -199,6 +199,13 @@ class RemoteShards:
         if path is not None:
             with suppress(FileNotFoundError):  # removed just now
                 return read_file(str(path), span, part)
+        if part.page is None:  # nothing else is read of it
+            data = None
+            if coming is not None:
+                with suppress(CancelledError):
+                    data = coming.result()
+            whole = self._read(url, span) if data is None else data
+            return pages.of_bytes(whole.tobytes(), part)
         key = url, span[0]
         with self._turns[hash(key) % _TURNS]:
             with self._lock:

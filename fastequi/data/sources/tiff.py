@@ -24,6 +24,7 @@ from fastequi.data.sources.tiff_tags import (
     SAMPLES,
     WHITE_IS_0,
     chain_of,
+    load,
     tags_of,
 )
 
@@ -83,6 +84,16 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
     if inverted:
         values = np.iinfo(values.dtype).max - values
     return turned(values, orientation)
+
+
+def tags_of_image(file: BinaryIO, page: int) -> Any:
+    """The tags of an image's page, of its first one where several hold its channels."""
+    tags = tags_of(file)
+    if not page:
+        return tags
+    stack, (places, _) = stack_of(file, tags), chain_of(file)
+    number = stack.pages(page)[0] if stack and page < stack.images else page
+    return load(file, places[number]) if number < len(places) else tags
 
 
 def _orientation(page: Any) -> int:

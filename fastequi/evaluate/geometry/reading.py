@@ -140,7 +140,8 @@ class Reading:
         needed = self.wanted.count or 1 + max(chosen(self.wanted.channels) or (0,))
         found = _header(file)
         first = Kind.of(found.kind)
-        if first is not None and found.format in ARRAYS and first.channels != self.wanted.count:
+        last = None if first is None else first.channels
+        if found.format in ARRAYS and last != self.wanted.count:
             turned = header(name_of(str(file), FilePart(planes=True)))
             if not isinstance(turned, str):
                 other = Kind.of(turned.kind)
