@@ -169,6 +169,8 @@ REFUSED = [
     (recon, {"size": 9}, ValueError, r"size: expected pred's own \(8, 8\), or none"),
     (recon, {"mean": np.array("a"), "std": 0.5}, ValueError, "mean: expected a finite number"),
     (recon, {"mean": True, "std": 0.5}, ValueError, "mean: expected a finite number"),
+    (recon, {"mean": 123.7, "std": 58.4}, ValueError, "mean: expected 0 to 1, .* got 123.7"),
+    (recon, {"mean": -0.1, "std": 0.5}, ValueError, "mean: expected 0 to 1, .* got -0.1"),
     (linear, {"patch_size": 16}, ValueError, r"weight: expected \(2, 768, 8\)"),
     (linear, {"size": (16, 8)}, ValueError, "size: .* but hidden has 4 tokens"),
     (warped, {"size": "32"}, ValueError, r"size: expected a size or \(height, .* got '32'"),

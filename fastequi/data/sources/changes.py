@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from fastequi.data.sources.index import AGAIN, Index
@@ -103,10 +104,12 @@ def _new(index: Index, names: Sequence[str]) -> Some:
     known = index.columns.names
     if known == names:
         return Some()
-    left_out, files = {file_of(name) for name in index.left_out}, map(file_of, known)
-    # names of parts lie in another order than those of their files
-    left = iter(sorted(set(files))) if index.part or index.pages == "images" else files
-    new, at = Some(), next(left, None)
+    left_out, new = {file_of(name) for name in index.left_out}, Some()
+    left: Iterator[str] = map(file_of, known)
+    if index.part or index.pages == "images":  # names of parts may lie in another order
+        in_order = all(a <= b for a, b in pairwise(map(file_of, known)))
+        left = left if in_order else iter(sorted(set(left)))
+    at = next(left, None)
     for name in names:
         while at is not None and at < name:
             at = next(left, None)

@@ -25,7 +25,7 @@ _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|nan|[-+]?inf"
 _NODATA = re.compile(
     rf"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|{_NUMBER})", re.DOTALL | re.IGNORECASE
 )
-_FORM = re.compile(r".*\.(tif|npy|npz)f?", re.DOTALL | re.IGNORECASE)
+_FORM = re.compile(r".*\.(tiff?|npy|npz)", re.DOTALL | re.IGNORECASE)
 
 
 class FilePart(NamedTuple):
@@ -68,7 +68,7 @@ class FilePart(NamedTuple):
     def of(self, name: str) -> FilePart:
         """What of it there can be in a file of this name."""
         found = _FORM.fullmatch(name)
-        form = "" if found is None else found[1].lower()
+        form = "" if found is None else found[1][:3].lower()
         return FilePart(
             self.page,
             self.array if form == "npz" else "",
