@@ -6,11 +6,14 @@ import pytest
 from fastequi.cli import commands
 from fastequi.data import read_image
 from fastequi.data.sources import nodata, pages, tiff_tags
+from fastequi.data.sources.encoded import header
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.kinds import Kind, counts
-from fastequi.data.sources.parts import FilePart
+from fastequi.data.sources.kinds import NO_RGB, Kind, counts
+from fastequi.data.sources.parts import FilePart, name_of
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
+from fastequi.evaluate.geometry.reading import Reading
+from fastequi.report.visualize import _opened
 from tests.support.science import values
 from tests.support.shards import tar
 
@@ -275,7 +278,7 @@ def test_a_report_counts_pages_and_what_is_not_filled(tmp_path, capsys):
     commands.data(["scan", str(tmp_path), "--nodata", "0"])
     said = capsys.readouterr().out
     assert "formats     3 TIFF\n" in said
-    assert "1 TIFF with a palette, YCbCr, CMYK or fewer than 8 bits, or no TIFF, are not" in said
+    assert "1 TIFF with a palette, YCbCr, CMYK, L*a*b* or fewer than 8 bits, or no TIFF," in said
     assert "the first page of each" in said
     assert "1 of 3 TIFF files are MINISWHITE" in said
     commands.data(["scan", str(tmp_path), "--pages", "images"])
@@ -327,3 +330,123 @@ def test_numbers_that_nobody_named_are_doubted(kind, number, said, tmp_path, cap
     if number is not None:
         commands.data(["scan", str(tmp_path), "--nodata", str(number)])
         assert "stands apart" not in capsys.readouterr().out
+
+
+def test_whole_numbers_beyond_doubles_are_themselves(tmp_path):
+    for kind, number in (
+        ("int64", 2**63 - 1),
+        ("uint64", 2**64 - 1),
+        ("int64", 2**53 + 1),
+        ("int64", -(2**63)),
+    ):
+        array = margin(values(2, "uint16").astype(kind), number)
+        geotiff(tmp_path / "a.tif", array, str(number))
+        np.save(tmp_path / "a.npy", array)
+        for file, said in (("a.tif", "file"), ("a.tif", str(number)), ("a.npy", str(number))):
+            found = decoded(pages.read(str(tmp_path / file), FilePart(nodata=said)))
+            assert found.max() < 2**17
+            assert found.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("", None),
+        (" \0", None),
+        (None, None),
+        ("1.#QNAN", np.nan),
+        ("-1.#IND", np.nan),
+        (b"0", 0),
+        (" 65535 \n", 65535),
+        ("-3.4e38", -3.4e38),
+        ("inf", np.inf),
+    ],
+)
+def test_forms_in_which_files_say_it(said, number):
+    np.testing.assert_equal(nodata.number_of(said), number)
+
+
+def test_a_page_that_says_nothing_has_what_the_first_says(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="fastequi[tiff] is not installed")
+    several = [margin(values(1, "uint16", i), 9)[..., 0] for i in range(3)]
+    with tifffile.TiffWriter(tmp_path / "s.tif") as out:
+        for i, page in enumerate(several):
+            tag = [(tiff_tags.NODATA, "s", 0, "9", True)] * (i == 0)
+            out.write(page, photometric="minisblack", extratags=tag, metadata=None)
+    for i, page in enumerate(several):
+        found = decoded(pages.read(str(tmp_path / "s.tif"), FilePart(i, nodata="file")))
+        np.testing.assert_array_equal(found, expected(page[..., None], 9))
+
+
+def test_what_makes_no_rgb_makes_none_when_it_is_filled(tmp_path):
+    """Three bands that are no colours, and L*a*b*, whose values are converted."""
+    from PIL import Image
+
+    geotiff(tmp_path / "bands.tif", margin(values(3, "uint8"), 0), "0")
+    for part in (FilePart(), FilePart(nodata="file")):
+        found = header(name_of(str(tmp_path / "bands.tif"), part))
+        assert found.kind & NO_RGB
+    Image.fromarray(values(3, "uint8")).convert("RGB").save(tmp_path / "rgb.tif")
+    lab = Image.new("LAB", (8, 8), (130, 200, 60))
+    lab.save(tmp_path / "lab.tif")
+    plain = read_image(tmp_path / "lab.tif", "rgb")
+    assert (read_image(tmp_path / "lab.tif", "rgb", nodata=7) == plain).all()
+
+
+def test_a_library_that_reads_the_tag_too_is_silent(tmp_path, caplog):
+    geotiff(tmp_path / "a.tif", values(3, "uint8"), "-9999")
+    read_image(tmp_path / "a.tif", nodata="file")
+    assert not caplog.text
+
+
+def test_an_index_that_says_otherwise_than_a_run_is_told(tmp_path, caplog):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", margin(values(2, "uint16", i), 7))
+    commands.data(["scan", str(tmp_path)])
+    open_source(tmp_path, wanted=Wanted("all", part="nodata=7"))
+    said = "read as its index says, files as they are; a run had --axes hwc --array '' --nodata 7"
+    assert said in caplog.text
+    caplog.clear()
+    commands.data(["scan", str(tmp_path), "--nodata", "7"])
+    open_source(tmp_path, wanted=Wanted("all", part="nodata=7"))
+    assert not caplog.text
+
+
+def test_shards_behind_urls_need_an_index_that_says_it(tmp_path):
+    pytest.importorskip("aiohttp", reason="fastequi[remote] is not installed")
+    from tests.support.objects import serving
+
+    np.save(tmp_path / "a.npy", margin(values(2, "uint16"), 7))
+    with serving({"0.tar": tar({"a.npy": (tmp_path / "a.npy").read_bytes()})}) as objects:
+        place, wanted = f"{objects.url}/0.tar", Wanted("all", part="nodata=7")
+        said = "expected an index, as the run read of each file what no listing says: fastequi data"
+        with pytest.raises(ValueError, match=said):
+            open_source(place, wanted=wanted)
+        commands.data(["scan", place, "--nodata", "7"])
+        source = open_source(place, wanted=wanted)
+        whole = expected(np.load(tmp_path / "a.npy"), 7)
+        np.testing.assert_array_equal(decoded(source.encoded(0)), whole)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "all"])
+def test_evaluations_beside_truth_fill_as_the_run_did(channels, tmp_path):
+    array = margin(values(3, "uint8"), 0)
+    geotiff(tmp_path / "a.tif", array, "0", photometric="rgb")
+    count = 0 if channels == "rgb" else 3
+    reading = Reading(Wanted(channels, count=count, part="nodata=file"), "dtype")
+    whole = expected(array, 0)
+    assert reading.size_of(tmp_path / "a.tif") == (20, 26)
+    found = reading(tmp_path / "a.tif").numpy()
+    factor = 1 if channels == "rgb" else 255
+    np.testing.assert_allclose(found * factor, np.moveaxis(whole, -1, 0), atol=1e-4)
+    resized = reading.at(tmp_path / "a.tif", (20, 26)).numpy()
+    np.testing.assert_allclose(resized * factor, np.moveaxis(whole, -1, 0), atol=1e-3)
+
+
+def test_pictures_of_filled_images(tmp_path):
+    for i in range(2):
+        array = margin(values(3, "uint8", i, (48, 48)), 0)
+        geotiff(tmp_path / f"{i}.tif", array, "0", photometric="rgb")
+    commands.data(["scan", str(tmp_path), "--nodata", "file"])
+    shown = list(_opened(open_source(tmp_path), 2))
+    np.testing.assert_array_equal(np.asarray(shown[1]), expected(array, 0))

@@ -210,6 +210,13 @@ def _sizes(
 
 def _values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[Any]:
     """As a library other than DALI decodes the bytes."""
-    if pixels is not None:
-        return checked(image, pixels)
+    return rgb_of(image) if pixels is None else checked(image, pixels)
+
+
+def rgb_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """8-bit RGB [H, W, 3] of encoded bytes, upright, by another library than DALI.
+
+    Raises:
+        Exception: whatever damaged bytes make it raise.
+    """
     return as_rgb(values.decoded(image)) if is_array(image) else decoded(image)

@@ -197,8 +197,8 @@ def _no_data(formats: Mapping[str, int], nodata: str) -> list[str]:
     if not many:
         return []
     if nodata:
-        what = "TIFF with a palette, YCbCr, CMYK or fewer than 8 bits, or no TIFF, are not filled"
-        return [f"  {many} {what}"]
+        kinds = "TIFF with a palette, YCbCr, CMYK, L*a*b* or fewer than 8 bits, or no TIFF"
+        return [f"  {many} {kinds}, are not filled"]
     return [
         f"  {many} name a value that stands for no data ({NO_DATA}): it is measured and used as",
         "  any other; --nodata file puts the least value of the channel in its place",

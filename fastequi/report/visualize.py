@@ -17,8 +17,9 @@ from torch import Tensor
 from fastequi.build import views_of
 from fastequi.data.channels import RGB
 from fastequi.data.config import Augment
+from fastequi.data.given import rgb_of
 from fastequi.data.loader import make_loader
-from fastequi.data.pillow import decoded
+from fastequi.data.sources.encoded import why
 from fastequi.data.sources.image_sets import embedded_photos, open_source
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
@@ -89,8 +90,8 @@ def visualize(
     writable_folder(out)
     files = []
     found, why_not = sheets(encoder, photos, windows, shown)
-    for why in why_not:
-        print(f"no {why}")
+    for reason in why_not:
+        print(f"no {reason}")
     for name, sheet in found.items():
         files.append(out / f"{name}.png")
         sheet.png().save(files[-1])
@@ -269,9 +270,9 @@ def _opened(source: Source, count: int) -> Iterator[Image.Image]:
     found = 0
     for i in np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int):
         try:
-            image = Image.fromarray(decoded(source.encoded(i)))
+            image = Image.fromarray(rgb_of(source.encoded(i)))
         except Exception as error:  # whatever damaged bytes make Pillow raise
-            _left_out(source.names[i], str(error))
+            _left_out(source.names[i], why(error))
         else:
             found += 1
             yield image

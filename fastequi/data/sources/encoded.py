@@ -61,7 +61,7 @@ INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 NO_DATA = "GDAL_NODATA"
 # behind NPY, what was read as one; behind others, that pixels without data are as they were
 NPZ_ARRAY, NOT_FILLED = "NPZ array", "not filled"
-_RGB = "RGB"  # of what is read as NPY, which does not say it
+_RGB, _NO_RGB = "RGB", "no RGB"  # of what is read as NPY, which does not say it
 _MAX_KINDS = 8  # kinds of files that are named
 
 Span = tuple[int, int]  # first byte and number of bytes within a file
@@ -200,11 +200,13 @@ def _header_of_part(file: str, part: FilePart) -> Header:
 
 def marked(found: Header, marks: Sequence[str]) -> Header:
     """A header with what :func:`marks_of` says."""
-    kind, form = Kind.of(found.kind), ", ".join([found.format, *(m for m in marks if m != _RGB)])
-    if kind is None or _RGB not in marks:
-        return found._replace(format=form)
-    code = kind._replace(rgb=True).code | found.kind & kinds.NO_RGB
-    return found._replace(format=form, kind=code)
+    own = [mark for mark in marks if mark not in (_RGB, _NO_RGB)]
+    kind, code = Kind.of(found.kind), found.kind
+    if kind is not None and _RGB in marks:
+        code = kind._replace(rgb=True).code | code & kinds.NO_RGB
+    if _NO_RGB in marks:
+        code |= kinds.NO_RGB
+    return found._replace(format=", ".join([found.format, *own]), kind=code)
 
 
 def _of_array(count: int, height: int, width: int, kind: kinds.Kind, form: str) -> Header:
@@ -287,13 +289,15 @@ def marks_of(file: BinaryIO, part: FilePart) -> list[str]:
     if not tiff_tags.is_tiff(start):
         return [NOT_FILLED]
     tags = tiff.tags_of_image(file, part.page or 0)
-    if part.page is None and tiff_tags.is_for_pillow(tags):
+    if part.page is None and not tiff_tags.is_filled(tags):
         return [NOT_FILLED]  # its own header says the rest
     kind = kinds.of_tags(tags)
     marks = [_RGB] if kind is not None and kind.rgb else []
     if part.page is None:
         several = tiff_stacks.first_image(file, tags)[1]
         marks += [FILLED_TIFF] + [several] * (several != "TIFF")
+        if _tiff(file, 0, False).kind & kinds.NO_RGB:
+            marks.append(_NO_RGB)
     else:
         marks += [TIFF_PAGE]
     return [*marks, *(m for m in tiff_marks(tags) if not (part.nodata and m == NO_DATA))]

@@ -281,6 +281,11 @@ def _opened(
     options = region, index, tolerate, patterns, wanted
     if isinstance(place, str):
         root, file, known = remote_listing.found(place, index, tolerate)
+        if wanted.part and not known.decoded:
+            raise ValueError(
+                f"shards: {place}: expected an index, as the run read of each file what no listing "
+                f"says: fastequi data scan PLACE {part_named(wanted.part).options}"
+            )
         more = region, tolerate, patterns, wanted
         source = _source(f"shards: {place}", root, file, known, *more)
         if known.pages == "images" and cache is None:
@@ -400,6 +405,10 @@ def _source(
         paths = Numbered([os.path.join(root, archive.name) for archive in archives], columns.of)
     formats = known.formats or tuple({format_of(name) for name in names})
     wanted.tell(what, columns.kinds, columns.sizes, formats, known.measured)
+    if wanted.part and known.part != wanted.part:
+        options = part_named(wanted.part).options
+        how = part_named(known.part).words or "files as they are"
+        logger.warning("%s: read as its index says, %s; a run had %s", what, how, options)
     whole = Indexed(file, known.fingerprint, names, columns.sizes) if known.fingerprint else None
     more = columns.spans, formats, whole
     return Source(

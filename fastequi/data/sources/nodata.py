@@ -12,20 +12,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Number = int | float  # whole ones beyond 2^53 are none of the latter
+_NAN = ("1.#qnan", "-1.#ind", "nan(ind)")  # as some libraries write it
 
-def said(text: str) -> float:
-    """The number that GDAL_NODATA is.
+
+def number_of(said: str | bytes | None) -> Number | None:
+    """The number that GDAL_NODATA, or the end of a name, is; None where it says nothing.
 
     Raises:
         ValueError: it is none.
     """
-    try:
-        return float(text.strip().strip("\0"))
-    except ValueError:
-        raise ValueError(f"GDAL_NODATA is {text!r}, expected a number") from None
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said or ""
+    text = text.strip(" \0\t\n")
+    if not text:
+        return None
+    if text.lower() in _NAN:
+        return math.nan
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise ValueError(f"GDAL_NODATA is {text!r}, expected a number")
 
 
-def fill(values: NDArray[Any], number: float | None) -> None:
+def fill(values: NDArray[Any], number: Number | None) -> None:
     """Writes the least value of each channel of values [H, W, C] in the place of a number, and of
     values that are not finite; 0 in a channel that has no others.
 
@@ -42,7 +53,7 @@ def fill(values: NDArray[Any], number: float | None) -> None:
         values[..., c][missing[..., c]] = there.min() if there.size else 0
 
 
-def _missing(values: NDArray[Any], number: float | None) -> NDArray[np.bool_] | None:
+def _missing(values: NDArray[Any], number: Number | None) -> NDArray[np.bool_] | None:
     if values.dtype.kind == "f":
         missing = ~np.isfinite(values)
         with np.errstate(over="ignore"):  # of a number beyond half precision

@@ -21,8 +21,8 @@ _Packed = tuple[NDArray[np.uint8], NDArray[Any]]  # a .npy, and the values withi
 def read(file: str, part: FilePart, span: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The bytes of an image, a .npy of its values [H, W, C].
 
-    They are the file's own where nothing is filled in: of a TIFF with a palette, YCbCr, CMYK or
-    fewer than 8 bits, and of formats that have no word for it.
+    They are the file's own where nothing is filled in: of a TIFF with a palette, YCbCr, CMYK,
+    L*a*b* or fewer than 8 bits, and of formats that have no word for it.
 
     Args:
         file: a TIFF, DICOM or NumPy's, or a shard that holds it.
@@ -55,7 +55,7 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
             return np.frombuffer(opened.read(), np.uint8)  # of another format than its name says
         content, values = arrays.taken(opened, part.array, part.planes)
         if part.nodata:
-            nodata.fill(values, None if part.nodata == FILE else float(part.nodata))
+            nodata.fill(values, nodata.number_of(None if part.nodata == FILE else part.nodata))
         return content
     except OSError:
         raise
@@ -69,15 +69,14 @@ def _of_tiff(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
         raise ValueError(f"expected {'a .npz' if part.array else '.npy or .npz'} by its bytes")
     tags = tiff.tags_of_image(opened, part.page or 0)
     opened.seek(0)
-    if part.page is None and tiff_tags.is_for_pillow(tags):
+    if part.page is None and not tiff_tags.is_filled(tags):
         return np.frombuffer(opened.read(), np.uint8)
     content, values = arrays.packed(tiff.decoded(opened, page=part.page or 0))
-    if part.nodata and not tiff_tags.is_for_pillow(tags):
-        number = float(part.nodata) if part.nodata != FILE else None
-        if number is None and tiff_tags.NODATA in tags:
-            number = nodata.said(str(tags[tiff_tags.NODATA]))
+    if part.nodata and tiff_tags.is_filled(tags):
+        said = tags.get(tiff_tags.NODATA) if part.nodata == FILE else part.nodata
+        number = nodata.number_of(said)
         if number is not None and tiff_tags.is_inverted(tags):
-            number = float(np.iinfo(values.dtype).max) - number
+            number = int(np.iinfo(values.dtype).max) - number
         nodata.fill(values, number)
     return content
 

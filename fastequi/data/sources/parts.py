@@ -160,6 +160,6 @@ def nodata_of(option: str, value: str) -> str:
     if word in (FILE, "none"):
         return FILE if word == FILE else ""
     try:
-        return f"{float(word):.17g}"
+        return word if word.lstrip("+-").isdecimal() else f"{float(word):.17g}"
     except ValueError:
         raise ValueError(f"{option}: expected {FILE}, none or a number, got {value!r}") from None

@@ -3,6 +3,7 @@ channels that lie one after the other, floats, and whole numbers of more than 16
 
 from __future__ import annotations
 
+import logging
 import struct
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from fastequi.data.sources.tiff_tags import (
     COMPRESSION,
     EXTRA,
     FORMATS,
+    NODATA,
     ORIENTATION,
     PHOTOMETRIC,
     PLANAR,
@@ -49,6 +51,7 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
         raise ImportError(
             f"this TIFF needs tifffile: pip install 'fastequi[tiff]' (importing it: {error})"
         ) from error
+    logging.getLogger("tifffile").addFilter(_is_of_pixels)
     tags = tags_of(file)
     stack, (all_places, _) = stack_of(file, tags), chain_of(file)
     number = len(all_places)
@@ -93,7 +96,17 @@ def tags_of_image(file: BinaryIO, page: int) -> Any:
         return tags
     stack, (places, _) = stack_of(file, tags), chain_of(file)
     number = stack.pages(page)[0] if stack and page < stack.images else page
-    return load(file, places[number]) if number < len(places) else tags
+    if number >= len(places):
+        return tags
+    own = load(file, places[number])
+    if NODATA not in own and NODATA in tags:  # the first page says it of all
+        own[NODATA] = tags[NODATA]
+    return own
+
+
+def _is_of_pixels(record: logging.LogRecord) -> bool:
+    """Whether a message is of more than a tag that is read here by itself."""
+    return "GDAL_NODATA" not in record.getMessage()
 
 
 def _orientation(page: Any) -> int:

@@ -15,6 +15,7 @@ DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA
 )
 NODATA = 42113  # GDAL's: a number that stands for none, as text
 WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2
+_LABS = (8, 9, 10)  # CIE L*a*b*, of ICC, of ITU
 _SHORT = 3  # the type of a tag's numbers
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4  # a page that is another's at a smaller size, or its mask
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
@@ -94,6 +95,11 @@ def is_for_pillow(tags: Any) -> bool:
     """Palettes, CMYK, YCbCr and fewer than eight bits, which Pillow makes RGB or grey of."""
     bits, photometric = tags.get(BITS, (1,))[0], tags.get(PHOTOMETRIC, 1)
     return bits < 8 or photometric in (3, 5, 6)
+
+
+def is_filled(tags: Any) -> bool:
+    """Whether values without data can be told and filled: none that are converted when read."""
+    return not is_for_pillow(tags) and tags.get(PHOTOMETRIC, 1) not in _LABS
 
 
 def _says_extra(tags: Any) -> bool:

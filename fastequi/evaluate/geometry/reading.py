@@ -89,8 +89,12 @@ class Reading:
             ValueError: it is not there, no such image, or damaged; names it.
         """
         if self.is_rgb:
-            self._expect_fits(file, _header(file))
-            return whole_size(file)
+            named, part = self._named(file)
+            self._expect_fits(file, _header(file, part=part))
+            if part == WHOLE:
+                return whole_size(file)
+            height, width, _ = pixels_of(named).shape
+            return height, width
         _, height, width = self(file).shape
         return height, width
 
@@ -103,7 +107,7 @@ class Reading:
     def at(self, file: Path, size: Size) -> Tensor:
         """The same as a call gives, each side resized alone: bicubic, with antialiasing."""
         if self.is_rgb:
-            return image_of(file, size)
+            return image_of(self._named(file)[0], size)
         resized = F.interpolate(self(file)[None], size, mode="bicubic", antialias=True)
         return resized[0].clamp(0, 1)
 
@@ -117,7 +121,7 @@ class Reading:
             ValueError: it cannot be decoded, or has other channels; names it.
         """
         if self.is_rgb:
-            return torch.from_numpy(pixels_of(file)).permute(2, 0, 1)
+            return torch.from_numpy(pixels_of(self._named(file)[0])).permute(2, 0, 1)
         channels = self.wanted.channels
         found, how = self._found(file)
         self._expect_fits(file, found)
@@ -131,9 +135,14 @@ class Reading:
             image = in_unit(image)
         return in_range(image, ends)
 
+    def _named(self, file: Path) -> tuple[Path, FilePart]:
+        """An image's file and what of it, as the run took it, with that in its name."""
+        part = part_named(self.wanted.part).of(file.name)
+        return Path(name_of(str(file), part)), part
+
     def _found(self, file: Path) -> tuple[Header, dict[str, Any]]:
         """An image's header, and how `read_image` reads it."""
-        if (part := part_named(self.wanted.part).of(file.name)) != WHOLE:
+        if (part := self._named(file)[1]) != WHOLE:
             how = {"axes": "chw" if part.planes else "hwc", "array": part.array}
             found = _header(file, part=part)
             return found, {**how, "nodata": part.nodata or "none"}
