@@ -450,3 +450,16 @@ def test_pictures_of_filled_images(tmp_path):
     commands.data(["scan", str(tmp_path), "--nodata", "file"])
     shown = list(_opened(open_source(tmp_path), 2))
     np.testing.assert_array_equal(np.asarray(shown[1]), expected(array, 0))
+
+
+def test_photographs_are_not_what_a_run_filled(tmp_path, caplog):
+    """Its part of files is one of TIFF and arrays; of others there is nothing to tell."""
+    from PIL import Image
+
+    Image.fromarray(values(3, "uint8")).save(tmp_path / "a.png")
+    for scanned in (False, True):
+        if scanned:
+            commands.data(["scan", str(tmp_path)])
+        source = open_source(tmp_path, wanted=Wanted(part="nodata=7"))
+        assert list(source.names) == ["a.png"]
+    assert not caplog.text

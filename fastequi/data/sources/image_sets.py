@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from fastequi.data.sources.images import WHOLE, Indexed, Region, Source, united
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing
 from fastequi.data.sources.made_texts import Joined, Numbered
-from fastequi.data.sources.parts import part_named
+from fastequi.data.sources.parts import name_of, part_named
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.selection import Data, Place, Selection, places_in
@@ -50,6 +51,7 @@ from fastequi.data.sources.wanted import Wanted
 logger = logging.getLogger(__name__)
 
 TOLERATE = 0.1
+_LOOKED_AT = 1000  # names
 _NAMED, _ALIKE = 10, 3
 _ALL, _RGB = Patterns(), Wanted()
 _OF_PAGES = (
@@ -281,7 +283,7 @@ def _opened(
     options = region, index, tolerate, patterns, wanted
     if isinstance(place, str):
         root, file, known = remote_listing.found(place, index, tolerate)
-        if wanted.part and not known.decoded:
+        if not known.decoded and _differs(wanted, known.columns.names):
             raise ValueError(
                 f"shards: {place}: expected an index, as the run read of each file what no listing "
                 f"says: fastequi data scan PLACE {part_named(wanted.part).options}"
@@ -331,6 +333,12 @@ def _headers(listing: Listing, wanted: Wanted) -> Index:
     """Of images that no scan has seen."""
     found = headers_of(listing.of_part(part_named(wanted.part)))
     return replace(found, part=wanted.part)
+
+
+def _differs(wanted: Wanted, names: Iterable[str]) -> bool:
+    """Whether a run took another part of one of these files than a name says."""
+    part = part_named(wanted.part)
+    return bool(wanted.part) and any(name_of(name, part) != name for name in names)
 
 
 def _read_index(file: Path, required: bool, of_shards: bool) -> Index | None:
@@ -405,7 +413,7 @@ def _source(
         paths = Numbered([os.path.join(root, archive.name) for archive in archives], columns.of)
     formats = known.formats or tuple({format_of(name) for name in names})
     wanted.tell(what, columns.kinds, columns.sizes, formats, known.measured)
-    if wanted.part and known.part != wanted.part:
+    if known.part != wanted.part and _differs(wanted, islice(names, _LOOKED_AT)):
         options = part_named(wanted.part).options
         how = part_named(known.part).words or "files as they are"
         logger.warning("%s: read as its index says, %s; a run had %s", what, how, options)
