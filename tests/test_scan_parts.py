@@ -204,7 +204,8 @@ def test_one_process_at_a_time_scans_a_part(photos):
 
 @pytest.mark.slow  # tests/test_index.py kills one too, which kills itself
 def test_a_scan_that_is_killed_goes_on_and_gives_the_same(tmp_path):
-    """kill -9 from outside, as soon as there is something to lose."""
+    """kill -9 from outside, as soon as there is something to lose: images are kept once the counts
+    of their values follow them."""
     photos = photographs(tmp_path / "photos", 600)
     journal = photos / ".fastequi" / "index.part-1-of-1.jsonl"
     command = [sys.executable, "-m", "fastequi.cli", "data", "scan", str(photos), "--threads", "1"]
@@ -213,7 +214,9 @@ def test_a_scan_that_is_killed_goes_on_and_gives_the_same(tmp_path):
         command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, **options
     )
     deadline = time.monotonic() + 60
-    while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < deadline:
+    while (
+        not (journal.is_file() and b"\n{" in journal.read_bytes()) and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
