@@ -37,8 +37,8 @@ from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
-from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.of_index import tolerated
 from fastequi.data.sources.parts import file_of
 from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks

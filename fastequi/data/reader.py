@@ -21,8 +21,8 @@ from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.drawn import Drawn
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import pixels_of
-from fastequi.data.sources.image_sets import tolerated
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.of_index import tolerated
 from fastequi.data.views.parameters import ViewParams
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from fastequi.data.sources import index as indices
 from fastequi.data.sources import table
 from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
-from fastequi.data.sources.image_sets import Source, tolerated
+from fastequi.data.sources.images import Source
 from fastequi.data.sources.made_texts import Patched, places_of
+from fastequi.data.sources.of_index import tolerated
 from fastequi.data.sources.parts import image_of, parsed
 from fastequi.data.sources.texts import Names, Texts, chunks, taken
 
