@@ -196,7 +196,7 @@ def _scan(argv: list[str]) -> None:
     from fastequi.data.indexing import scan_into
     from fastequi.data.sources import index
     from fastequi.data.sources.journal import Share
-    from fastequi.data.sources.parts import WHOLE, FilePart, expect_array, nodata_of
+    from fastequi.data.sources.parts import WHOLE, FilePart
     from fastequi.data.sources.portions import (
         expect_part,
         of_pages,
@@ -207,15 +207,7 @@ def _scan(argv: list[str]) -> None:
     )
     from fastequi.runtime.progress import Progress
 
-    asked: dict[str, Any] = {}
-    if options.axes is not None:
-        asked["planes"] = options.axes == "chw"
-    if options.array is not None:
-        expect_array("--array", options.array)
-        asked["array"] = options.array
-    if options.nodata is not None:
-        asked["nodata"] = nodata_of("--nodata", options.nodata)
-
+    asked = _asked(options)
     share = Share.parsed(options.part) if options.part else Share()
     data = as_images(options.selection((options.data,), "data"))
     found = portions(data, share)
@@ -255,6 +247,21 @@ def _scan(argv: list[str]) -> None:
         else:
             empty += _merged(file, [journal])
     _expect_images(empty)
+
+
+def _asked(options: ScanOptions) -> dict[str, Any]:
+    """What of each file is asked for, by the fields of a `FilePart`; the others are as before."""
+    from fastequi.data.sources.parts import expect_array, nodata_of
+
+    asked: dict[str, Any] = {}
+    if options.axes is not None:
+        asked["planes"] = options.axes == "chw"
+    if options.array is not None:
+        expect_array("--array", options.array)
+        asked["array"] = options.array
+    if options.nodata is not None:
+        asked["nodata"] = nodata_of("--nodata", options.nodata)
+    return asked
 
 
 def _merge(argv: list[str]) -> None:

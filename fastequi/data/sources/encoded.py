@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastequi.data.sources import arrays, dicom, kinds, pages, tiff, tiff_stacks, tiff_tags
+from fastequi.data.sources.extensions import OF_ARRAYS, OF_IMAGES
 from fastequi.data.sources.kinds import DICOM_FRAME, FILLED_TIFF, TIFF_PAGE, Kind
 from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 from fastequi.data.sources.member_file import opened_span
@@ -38,23 +39,9 @@ def has_avif() -> bool:
         return False
 
 
-_EXTENSIONS = {  # by Pillow's name of the format
-    "JPEG": ("jfif", "jpe", "jpeg", "jpg"),
-    "PNG": ("png",),
-    "WEBP": ("webp",),
-    "BMP": ("bmp",),
-    "DIB": ("dib",),
-    "TIFF": ("tif", "tiff"),
-    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm"),
-    "GIF": ("gif",),
-    "AVIF": ("avif",),
-}
-if not has_avif():
-    del _EXTENSIONS["AVIF"]
+_EXTENSIONS = {form: ends for form, ends in OF_IMAGES.items() if form != "AVIF" or has_avif()}
 FORMATS = tuple(_EXTENSIONS)  # that DALI or Pillow decodes
-_ARRAYS = {"NPY": ("npy",), "NPZ": ("npz",), "DICOM": ("dcm", "dicom")}
-ARRAYS = tuple(f".{name}" for names in _ARRAYS.values() for name in names)
+ARRAYS = tuple(f".{name}" for names in OF_ARRAYS.values() for name in names)
 EXTENSIONS = tuple(f".{name}" for names in _EXTENSIONS.values() for name in names)
 # instead of Pillow's name, or behind it, where values are inverted, or some are none
 INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
@@ -101,7 +88,7 @@ def is_array_name(name: str) -> bool:
 def format_of(name: str) -> str:
     """Pillow's name of the format that a file's extension stands for."""
     extension = os.path.splitext(name)[1].lower()[1:]
-    every = (_EXTENSIONS | _ARRAYS).items()
+    every = (_EXTENSIONS | OF_ARRAYS).items()
     return next((kind for kind, names in every if extension in names), "")
 
 

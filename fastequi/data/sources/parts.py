@@ -12,15 +12,14 @@ import os
 import re
 from typing import NamedTuple
 
+from fastequi.data.sources.extensions import OF_ARRAYS, OF_IMAGES
+
 FILE = "file"  # of nodata: what GDAL_NODATA says, and values that are not finite
 _PLANES = "chw"
 _PAGE = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
 # what follows is no file's own name, as a file or a member of a shard may have: that ends so
-ENDINGS = (
-    r"\.(npy|npz|dcm|dicom|jfif|jpe|jpe?g|png|webp|bmp|dib|tiff?|jp2|j2k|j2c|jpc|jpf|jpx|ppm|pgm|pbm"
-    r"|pnm|gif|avif)"
-)
-_ARRAY = re.compile(rf"(.*?\.np[yz])::((?!.*{ENDINGS}$)[^/]+)", re.DOTALL | re.IGNORECASE)
+_ENDINGS = "|".join(end for ends in (OF_IMAGES | OF_ARRAYS).values() for end in ends)
+_ARRAY = re.compile(rf"(.*?\.np[yz])::((?!.*\.(?:{_ENDINGS})$)[^/]+)", re.DOTALL | re.IGNORECASE)
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|nan|[-+]?inf"
 _NODATA = re.compile(
     rf"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|{_NUMBER})", re.DOTALL | re.IGNORECASE
