@@ -114,10 +114,7 @@ class RemoteShards:
             coming = self._coming.pop((url, span[0]), None)
         if part != WHOLE:
             return self._part(url, span, part, coming)
-        if coming is not None:
-            with suppress(CancelledError):
-                return coming.result()
-        return self._read(url, span)
+        return self._member(url, span, coming)
 
     def member(self, url: str, span: Span) -> BinaryIO:
         """A member as a file, of which what is asked for is fetched."""
@@ -200,28 +197,28 @@ class RemoteShards:
             with suppress(FileNotFoundError):  # removed just now
                 return read_file(str(path), span, part)
         if part.page is None:  # nothing else is read of it
-            data = None
-            if coming is not None:
-                with suppress(CancelledError):
-                    data = coming.result()
-            whole = self._read(url, span) if data is None else data
-            return pages.of_bytes(whole.tobytes(), part)
+            return pages.of_bytes(self._member(url, span, coming).tobytes(), part)
         key = url, span[0]
         with self._turns[hash(key) % _TURNS]:
             with self._lock:
                 held = self._held.get(key)
             if held is None:
-                data = None
-                if coming is not None:
-                    with suppress(CancelledError):
-                        data = coming.result()
-                held = (self._read(url, span) if data is None else data).tobytes()
+                held = self._member(url, span, coming).tobytes()
             with self._lock:
                 self._held[key] = held
                 self._held.move_to_end(key)
                 while len(self._held) > 1 and sum(map(len, self._held.values())) > _HELD:
                     self._held.popitem(last=False)
         return pages.of_bytes(held, part)
+
+    def _member(
+        self, url: str, span: Span, coming: Future[NDArray[np.uint8]] | None
+    ) -> NDArray[np.uint8]:
+        """All of a member, by what was begun ahead if that was not given up."""
+        if coming is not None:
+            with suppress(CancelledError):
+                return coming.result()
+        return self._read(url, span)
 
     def _read(self, url: str, span: Span) -> NDArray[np.uint8]:
         if why := self.why_lost(url):
