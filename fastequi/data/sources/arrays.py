@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fastequi.data.sources import npy_header
 from fastequi.data.sources.kinds import Kind, of_shape
 from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 
@@ -40,7 +41,7 @@ def shape_of(file: BinaryIO, name: str = "", planes: bool = False) -> tuple[int,
     """
     _expect_form(file, name)
     with _opened(file, name) as array:
-        shape, dtype = _header(array)
+        shape, _, dtype = npy_header.read(array)
     return _as_image(shape, dtype, planes)
 
 
@@ -49,7 +50,7 @@ def is_plain(file: BinaryIO, depth: str, channels: int) -> bool:
     if not file.read(8).startswith(b"\x93NUMPY\x01\x00"):
         return False
     file.seek(0)
-    shape, dtype = _header(file)
+    shape, _, dtype = npy_header.read(file)
     return len(shape) == 3 and shape[2] == channels and dtype == np.dtype(depth)
 
 
@@ -78,7 +79,7 @@ def taken(
     """
     _expect_form(file, name)
     with _opened(file, name) as array:
-        shape, by_columns, dtype = _whole_header(array)
+        shape, by_columns, dtype = npy_header.read(array)
         height, width, kind = _as_image(shape, dtype, planes)
         expect_pixels(height, width, kind.channels)
         if (count := height * width * kind.channels * dtype.itemsize) > MAX_BYTES:
@@ -182,18 +183,3 @@ class _Same:
         return self._file
 
     def __exit__(self, *_: object) -> None: ...
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    shape, _, dtype = _whole_header(file)
-    return shape, dtype
-
-
-def _whole_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first axis changes fastest, and type."""
-    version = npy.read_magic(file)
-    if version == (1, 0):
-        return npy.read_array_header_1_0(file)
-    if version == (2, 0):
-        return npy.read_array_header_2_0(file)
-    raise ValueError(f"an array file of version {version[0]}.{version[1]}, expected 1.0 or 2.0")
