@@ -78,7 +78,7 @@ def test_a_header_says_what_the_values_are(tmp_path, name, caplog):
         (science.npy(np.zeros((2, 3, 4, 5))), r"an array of shape \(2, 3, 4, 5\), expected \[H, W"),
         (science.npy(np.zeros((0, 4))), r"an array of shape \(0, 4\)"),
         (science.npy(np.array([[{}]], object)), "values of type object"),
-        (science.npy(np.zeros((3, 4)))[:20], "EOF|reading"),
+        (science.npy(np.zeros((3, 4)))[:20], "it ends within its header"),
         (b"PK\x03\x04 and more", "zip"),
         (b"II*\0\x08\0\0\0", "."),
         (b"II*\0\xff\xff\xff\xff", "."),
