@@ -6,7 +6,6 @@ channel, the first picture of an animation. Pillow's own limit of 179 million pi
 
 from __future__ import annotations
 
-import warnings
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastequi.data.sources.encoded import FORMATS
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Bytes = NDArray[np.uint8]  # encoded
@@ -27,10 +27,8 @@ def decoded(image: Bytes) -> Pixels:
     Raises:
         OSError, ValueError: or any other error that Pillow raises on damaged bytes.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(BytesIO(image.data), formats=FORMATS) as opened:
-            return upright(opened)
+    with quiet_pillow(), Image.open(BytesIO(image.data), formats=FORMATS) as opened:
+        return upright(opened)
 
 
 def upright(image: Image.Image) -> Pixels:

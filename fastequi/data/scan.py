@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +32,7 @@ from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.parts import WHOLE, part_of
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 from fastequi.data.sources.remote import Unreadable
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
@@ -92,8 +92,7 @@ def scanned(
         raise ValueError(f"threads: expected 0 (every core) or more, got {num_threads}")
     threads = num_threads or len(os.sched_getaffinity(0))
     Image.init()  # registers the formats before threads ask for them
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+    with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
         largest = [0]
         for part, known, futures in _ahead(listing, first, pool, largest):
             read = [future.result() for future in futures]

@@ -10,7 +10,6 @@ ends the process.)
 from __future__ import annotations
 
 import logging
-import warnings
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -22,6 +21,7 @@ from PIL import Image
 from fastequi.data.pixels import LARGEST, Pixels
 from fastequi.data.sources import arrays, dicom, kinds, tiff, tiff_tags
 from fastequi.data.sources.encoded import FORMATS, orientation_of
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +102,13 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
     file.seek(0)
     if start.startswith(_PNG) and start[24] == 16 and start[25] == _WITH_ALPHA:
         raise ValueError("16 bits with alpha, which are not read with their depth here")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as opened:
-            exif, form, mode = opened.info.get("exif"), opened.format, opened.mode
-            if form != "TIFF" and kinds.of_opened(opened) is None:
-                raise ValueError(kinds.MORE_BITS)
-            if mode in ("P", "CMYK", "YCbCr", "PA"):
-                opened = opened.convert("RGB")
-            values = np.asarray(opened)
+    with quiet_pillow(), Image.open(file, formats=FORMATS) as opened:
+        exif, form, mode = opened.info.get("exif"), opened.format, opened.mode
+        if form != "TIFF" and kinds.of_opened(opened) is None:
+            raise ValueError(kinds.MORE_BITS)
+        if mode in ("P", "CMYK", "YCbCr", "PA"):
+            opened = opened.convert("RGB")
+        values = np.asarray(opened)
     if mode == "I" and form == "PPM":
         values = values.astype(np.uint16)
     values = values.reshape(*values.shape[:2], -1)

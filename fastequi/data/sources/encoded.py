@@ -150,7 +150,7 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
     Of a TIFF with several pages the first is the image, with those that an OME-TIFF or ImageJ says
     are its channels; or all of them are channels, by request.
 
-    Call `Image.init()` before several threads do this, and ignore `DecompressionBombWarning`.
+    Call `Image.init()` before several threads do this, within `quiet_pillow`.
     """
     try:
         if not isinstance(image, str):

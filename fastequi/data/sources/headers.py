@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -11,6 +10,7 @@ from fastequi.data.sources.columns import Columns, Row, Rows
 from fastequi.data.sources.encoded import Header, header, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 
 _CHUNK = 256  # per task of the thread pool
 _TOGETHER = 1 << 16  # that are kept as objects
@@ -25,8 +25,7 @@ def headers_of(listing: Listing) -> Index:
     def opened(part: range) -> list[Header | str]:
         return [_header(listing, i) for i in part]
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
         count = len(listing)
         for start in range(0, count, _TOGETHER):
             stop = min(start + _TOGETHER, count)

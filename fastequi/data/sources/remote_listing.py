@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +50,7 @@ from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
 from fastequi.data.sources.remote import Gone, Unreadable
 from fastequi.data.sources.remote_reader import RemoteShards, same
@@ -182,8 +182,7 @@ def listed(
     left_out: dict[str, str] = {}
     rows: list[Row] = []
     archives, others, formats, members_found = [], Counter[str](), set[str](), 0
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only headers are read
+    with quiet_pillow(), ThreadPoolExecutor(_THREADS) as pool:
         said = time.monotonic()
         for done, shard in enumerate(pool.map(partial(_listed, root), urls), 1):
             archives.append(shard.archive)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from typing import Any, BinaryIO
 
 from PIL import TiffImagePlugin
+
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
@@ -45,8 +46,7 @@ def load(file: BinaryIO, place: int) -> Any:
     """The tags of the page whose directory is there."""
     tags = _directory(file)
     file.seek(place)
-    with warnings.catch_warnings():  # of damage that is told where it matters
-        warnings.simplefilter("ignore")
+    with quiet_pillow():
         tags.load(file)
     return tags
 

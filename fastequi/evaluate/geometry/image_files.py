@@ -3,7 +3,6 @@ takes, which need not be square."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastequi.data.channels import RGB
 from fastequi.data.pillow import Pixels, decoded, upright
 from fastequi.data.single import read_image
 from fastequi.data.sources.encoded import FORMATS, header, read, why
+from fastequi.data.sources.quiet_pillow import quiet_pillow
 from fastequi.data.values import is_array
 
 Size = tuple[int, int]
@@ -33,8 +33,7 @@ B = TypeVar("B")
 def in_threads(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """What a function that opens images makes of each, in order; the first error is raised."""
     Image.init()  # registers the formats before threads ask for them
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
         return list(pool.map(function, items))
 
 
