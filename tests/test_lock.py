@@ -14,25 +14,26 @@ import pytest
 from fastequi.runtime import lock
 
 HOLD = """
-import sys, time
+import select, sys
 from pathlib import Path
 from fastequi.runtime import lock
 with lock.alone(Path(sys.argv[1])):
     print("in", flush=True)
-    time.sleep(float(sys.argv[2]))
+    select.select([sys.stdin], [], [], 300)
 """
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts a process that is in the folder for so many seconds; ends it after the test."""
+    """Starts a process that is in the folder until its input is closed, or the test ends."""
     begun = []
 
-    def hold(seconds):
+    def hold():
         root = str(Path(__file__).parent.parent)
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path), str(seconds)],
+            [sys.executable, "-c", HOLD, str(tmp_path)],
             env={**os.environ, "PYTHONPATH": root},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -43,11 +44,13 @@ def holder(tmp_path):
     yield hold
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 def test_another_process_is_named(tmp_path, holder):
-    process = holder(60)
+    process = holder()
     told = rf"--run-dir: {re.escape(str(tmp_path))} is in use by process {process.pid} on \S+, "
     begun = time.monotonic()
     refused = pytest.raises(BlockingIOError, match=told + r".*waited 0\.5 s")
@@ -56,8 +59,14 @@ def test_another_process_is_named(tmp_path, holder):
     assert time.monotonic() - begun >= 0.5
 
 
-def test_it_is_waited_for(tmp_path, holder, caplog):
-    process = holder(1.5)
+def test_it_is_waited_for(tmp_path, holder, caplog, monkeypatch):
+    process, sleep = holder(), time.sleep
+
+    def let_go(seconds):
+        process.stdin.close()
+        sleep(seconds)
+
+    monkeypatch.setattr(lock.time, "sleep", let_go)
     with caplog.at_level(logging.WARNING), lock.alone(tmp_path, patience=60):
         # while it slept it was in: whoever holds it wrote its number into the file
         assert (tmp_path / lock.NAME).read_text().startswith(f"process {os.getpid()} on ")
@@ -67,7 +76,7 @@ def test_it_is_waited_for(tmp_path, holder, caplog):
 
 
 def test_it_goes_with_a_killed_process(tmp_path, holder):
-    process = holder(60)
+    process = holder()
     with pytest.raises(BlockingIOError), lock.alone(tmp_path, patience=0):
         pytest.fail("two in one folder")
     process.send_signal(signal.SIGKILL)

@@ -93,6 +93,8 @@ def test_a_set_that_fits_is_fetched_once(local, web, tmp_path, shuffle):
     for start in range(len(source)):
         source.encoded(start)
     settle(cache, 8)
+    while web.now:  # of what was asked for ahead
+        time.sleep(0.01)
     web.sent = 0
     before = source.remote.requests
     assert_same(batches(source, 10, cfg), batches(local, 10, cfg))

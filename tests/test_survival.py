@@ -43,10 +43,23 @@ STOPS = [
 ]
 
 
+SLOW_FROM_5 = """
+from fastequi import loop
+plain, taken = loop.take_step, []
+def take_step(*arguments):
+    taken.append(1)
+    if len(taken) > 5:
+        time.sleep(1)
+    return plain(*arguments)
+loop.take_step = take_step
+"""
+
+
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, uninterrupted, number):
     folder = tmp_path / "run"
-    process = start("--run-dir", folder, "--max-steps", 40)
+    slow = changed(tmp_path, SLOW_FROM_5)
+    process = start("--run-dir", folder, "--max-steps", 40, program=slow)
     wait_for(folder, 5, process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)

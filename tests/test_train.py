@@ -4,8 +4,8 @@ import json
 import logging
 import math
 import shutil
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from fastequi.data.sources.image_sets import embedded_photos
 from fastequi.evaluate import online
 from fastequi.optim import take_step
 from fastequi.recipes import RECIPES
-from fastequi.runtime import checkpoint
+from fastequi.runtime import checkpoint, pace
 from fastequi.runtime.pace import Clock, Meter
 from fastequi.runtime.processes import Processes
 from fastequi.train import pretrain
@@ -262,7 +262,15 @@ def test_the_meter_averages_what_is_finite():
     assert list(Processes().mean(row)) == ["loss", "images_per_s", "data_wait"]
 
 
-def test_meter_averages_and_times():
+def test_meter_averages_and_times(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def batches():
+        for seconds in (0.5, 1.0):
+            now[0] += seconds
+            yield None
+
     meter = Meter(8)
     for value in (1.0, 3.0):
         meter.add({"loss": torch.tensor(value)}, batches=1)
@@ -271,10 +279,14 @@ def test_meter_averages_and_times():
     assert row["loss"] == 2
     assert row["grad_norm"] == 5
     assert row["data_wait"] == 0
-    batches = meter.timed(iter([time.sleep]))
-    next(batches)(0.02)
-    meter.add({"loss": torch.tensor(1.0)}, batches=1)
-    assert 0 <= meter.read()["data_wait"] < 0.5
+    given = meter.timed(batches())
+    for _ in range(2):
+        next(given)
+        now[0] += 2.25
+        meter.add({"loss": torch.tensor(1.0)}, batches=1)
+    row = meter.read()
+    assert row["data_wait"] == 1.5 / 6
+    assert row["images_per_s"] == 8 * 2 / 6
 
 
 def test_clock_counts_steps_or_minutes():

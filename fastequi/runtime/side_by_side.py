@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -45,13 +45,21 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
         with ThreadPoolExecutor(workers, initializer=begin) as pool:
             waiting = [pool.submit(job) for job in jobs]
             try:
-                return [one.result() for one in waiting]
+                return [_result(one) for one in waiting]
             except BaseException:
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _result(one: Future[T]) -> T:
+    """Of a job that is waited for in steps: the kernel may tell another thread of Ctrl-C, and this
+    one, which has to act on it, would not wake."""
+    while not wait([one], timeout=0.5).done:
+        pass
+    return one.result()
 
 
 def expect_wanted() -> None:

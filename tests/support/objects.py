@@ -107,9 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(cut if fault == "short" else len(body)))
         self.end_headers()
         if with_body:
-            self.wfile.write(body[:cut])
             with self.objects.lock:
                 self.objects.sent += cut
+            self.wfile.write(body[:cut])
         if fault == "reset":
             self.close_connection = True
 

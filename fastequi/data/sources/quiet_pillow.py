@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
+from typing import Any, cast
 
 _MODULES = r"PIL\."
 _lock = Lock()
@@ -35,8 +36,10 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def _remove() -> None:
-    for entry in [entry for entry in warnings.filters if _is_ours(entry[3])]:
-        warnings.filters.remove(entry)  # type: ignore[attr-defined]
+    filters = cast(list[Any], warnings.filters)  # another list where a thread enters catch_warnings
+    for entry in [entry for entry in filters if _is_ours(entry[3])]:
+        with suppress(ValueError):  # which a thread may empty, too
+            filters.remove(entry)
 
 
 def _is_ours(module: object) -> bool:
