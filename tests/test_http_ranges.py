@@ -14,7 +14,8 @@ pytest.importorskip("aiohttp", reason="fastequi[remote] is not installed")
 from fastequi.cli import commands
 from fastequi.data.sources import remote, remote_listing
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.remote import Patience, Unreadable
+from fastequi.data.sources.remote import Patience
+from fastequi.data.sources.trouble import Unreadable
 from tests.support.objects import serving
 from tests.support.shards import picture, shards, tar
 

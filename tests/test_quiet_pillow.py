@@ -19,15 +19,24 @@ def encoded(form):
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
+def others():
+    """The filters but for the one that only matches Pillow's modules within."""
+    return [entry for entry in warnings.filters if "_OfPillowHere" not in str(entry[3])]
+
+
+def of_pillow():
+    warnings.warn_explicit("of Pillow", UserWarning, "Image.py", 1, module="PIL.Image")
+
+
 def test_filters_are_as_before_when_threads_have_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns of more, up to twice
     images = [encoded(form) for form in ("WEBP", "TIFF", "PNG", "GIF")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        before = list(warnings.filters)
+        before = others()
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda i: (decoded(images[i % 4]), values_of(images[i % 4])), range(800)))
-        assert warnings.filters == before
+        assert others() == before
         with pytest.raises(Image.DecompressionBombWarning):
             Image.open(io.BytesIO(images[0].data)).load()
 
@@ -38,15 +47,36 @@ def test_others_warnings_are_heard_within():
         with quiet_pillow():
             with quiet_pillow():
                 warnings.warn("of ours", stacklevel=1)
-            warnings.warn_explicit("of Pillow", UserWarning, "Image.py", 1, module="PIL.Image")
-        warnings.warn_explicit("of Pillow, after", UserWarning, "Image.py", 1, module="PIL.Image")
-    assert [str(one.message) for one in heard] == ["of ours", "of Pillow, after"]
+            of_pillow()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(of_pillow).result()  # of a thread that is not within
+        of_pillow()
+    assert [str(one.message) for one in heard] == ["of ours", "of Pillow", "of Pillow"]
 
 
-def test_filters_that_were_changed_within_stay():
+def test_it_holds_whatever_happens_to_the_filters_meanwhile():
     with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        another = warnings.catch_warnings()
+        another.__enter__()
         with quiet_pillow():
-            warnings.filterwarnings("error", "mine")
-            changed = [entry for entry in warnings.filters if "PIL" not in str(entry[3])]
-        assert warnings.filters == changed
-        assert warnings.filters[0][0] == "error"
+            another.__exit__(None, None, None)  # the list that was there before, without it
+            with quiet_pillow():
+                of_pillow()
+            warnings.filterwarnings("error", module=r"PIL\.")  # comes before it
+            with quiet_pillow():
+                of_pillow()
+        assert ("error", r"PIL\.") in [(e[0], getattr(e[3], "pattern", "")) for e in others()]
+        with pytest.raises(UserWarning, match="of Pillow"):
+            of_pillow()
+
+
+def test_what_is_shown_once_is_shown_once():
+    """Where filters change, Python shows again what it has shown of each place."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        image = encoded("WEBP")
+        for _ in range(3):
+            decoded(image)
+            warnings.warn("of ours", stacklevel=1)
+    assert len(heard) == 1

@@ -27,8 +27,9 @@ from fastequi.data.sources import index, kept, pages, remote, remote_listing, re
 from fastequi.data.sources.image_sets import open_source, scanned_listing
 from fastequi.data.sources.parts import FilePart
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
-from fastequi.data.sources.remote import Gone, Patience, Unreadable
+from fastequi.data.sources.remote import Gone, Patience
 from fastequi.data.sources.shard_cache import ShardCache
+from fastequi.data.sources.trouble import Unreadable
 from fastequi.data.sources.urls import shown
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded

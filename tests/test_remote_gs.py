@@ -12,7 +12,8 @@ pytest.importorskip("gcp_storage_emulator", reason="fastequi[gs-tests] is not in
 from gcp_storage_emulator.server import create_server
 
 from fastequi.data.sources import remote
-from fastequi.data.sources.remote import Gone, Unreadable
+from fastequi.data.sources.remote import Gone
+from fastequi.data.sources.trouble import Unreadable
 from tests.support.remote_shards import expect_faults_told, expect_the_same_batches, impatient
 from tests.support.shards import shards
 

@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from fastequi.data.sources import remote
 from fastequi.data.sources.image_sets import open_source
-from fastequi.data.sources.remote import Gone, Unreadable
+from fastequi.data.sources.remote import Gone
+from fastequi.data.sources.trouble import Unreadable
 from tests.support import hub
 from tests.support.remote_shards import expect_faults_told, expect_the_same_batches, impatient
 from tests.support.shards import shards

@@ -59,6 +59,9 @@ def _run(name: str, words: list[str]) -> int:
         getattr(import_module("fastequi.cli.commands"), name)(words)
         sys.stdout.flush()
         return 0
+    except MemoryError as error:
+        print(f"fastequi: not enough memory: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         print(f"fastequi: {error}", file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.pixels import Pixels
 from fastequi.data.sources.encoded import unmarked, why
 from fastequi.data.sources.images import Source
+from fastequi.data.sources.trouble import Unreadable, is_trouble, patiently
 from fastequi.data.values import as_rgb, carried, checked, is_array, is_for_dali
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,10 @@ class Given:
     def _read(self, i: int) -> NDArray[np.uint8] | str:
         """The bytes of an image, or the reason why they cannot be read."""
         try:
-            return self.source.encoded(i)
+            return patiently(self.source.encoded, i)
         except OSError as error:
+            if is_trouble(error) and not isinstance(error, Unreadable):  # which loses its shard
+                raise
             return why(error, self.source.paths[i])
 
     def _bytes(self, i: int) -> NDArray[np.uint8]:
@@ -160,7 +163,7 @@ def decoded_values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[A
             return found[0]
     try:
         return np.array(_values(image, pixels))  # some are not writable
-    except (ImportError, ValueError):
+    except (ImportError, MemoryError, ValueError):
         raise
     except Exception as error:  # whatever damaged bytes make a library raise
         raise ValueError(why(error)) from error
@@ -199,12 +202,15 @@ def _sizes(
             found.append((size, False))
             continue
         try:
-            made = _values(image, pixels)
-            found.append((made.shape[:2], True))
-            if see is not None:
-                see(made)
+            made = patiently(_values, image, pixels)
         except Exception as error:  # whatever damaged bytes make a library raise
+            if is_trouble(error):
+                raise
             found.append((size or why(error), True))
+            continue
+        found.append((made.shape[:2], True))
+        if see is not None:
+            see(made)
     return found
 
 

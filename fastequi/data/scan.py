@@ -32,8 +32,7 @@ from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.parts import WHOLE, part_of
-from fastequi.data.sources.quiet_pillow import quiet_pillow
-from fastequi.data.sources.remote import Unreadable
+from fastequi.data.sources.trouble import is_trouble, patiently
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
@@ -92,7 +91,7 @@ def scanned(
         raise ValueError(f"threads: expected 0 (every core) or more, got {num_threads}")
     threads = num_threads or len(os.sched_getaffinity(0))
     Image.init()  # registers the formats before threads ask for them
-    with quiet_pillow(), ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         largest = [0]
         for part, known, futures in _ahead(listing, first, pool, largest):
             read = [future.result() for future in futures]
@@ -158,10 +157,10 @@ def _parts(
 
 def _read(listing: Listing, i: int) -> _Read | str:
     try:
-        data, marks = listing.read(i), listing.marks(i)
-    except Unreadable:
-        raise  # a network's fault, of which the index shall not know
+        data, marks = patiently(listing.read, i), patiently(listing.marks, i)
     except OSError as error:
+        if is_trouble(error):
+            raise  # of which the index shall not know
         return why(error, listing.path(i))
     found = header(data, listing.pages_are_channels)
     if isinstance(found, str):

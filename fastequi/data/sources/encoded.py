@@ -27,6 +27,8 @@ from fastequi.data.sources.kinds import DICOM_FRAME, FILLED_TIFF, TIFF_PAGE, Kin
 from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import WHOLE, FilePart, split
+from fastequi.data.sources.quiet_pillow import quiet_pillow
+from fastequi.data.sources.trouble import expect_read, is_trouble
 
 
 def has_avif() -> bool:
@@ -144,13 +146,17 @@ def read(path: str, span: Span | None = None, part: FilePart = WHOLE) -> NDArray
         os.close(descriptor)
 
 
+@quiet_pillow()
 def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> Header | str:
     """The header of a file or of encoded bytes; or, as text, why it cannot be read.
 
     Of a TIFF with several pages the first is the image, with those that an OME-TIFF or ImageJ says
     are its channels; or all of them are channels, by request.
 
-    Call `Image.init()` before several threads do this, within `quiet_pillow`.
+    Call `Image.init()` before several threads do this.
+
+    Raises:
+        MemoryError, OSError: a fault that says nothing of the image; see `trouble`.
     """
     try:
         if not isinstance(image, str):
@@ -169,6 +175,8 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
+        if is_trouble(error):
+            raise
         return why(error, image if isinstance(image, str) else "")
 
 
@@ -295,9 +303,13 @@ def _opens(file: BinaryIO) -> bool:
     file.seek(0)
     try:
         with Image.open(file, formats=("TIFF",)):
-            return True
-    except Exception:
-        return False
+            opens = True
+    except Exception as error:
+        if is_trouble(error):
+            raise
+        opens = False
+    expect_read(file)
+    return opens
 
 
 def why(error: Exception, path: str = "") -> str:

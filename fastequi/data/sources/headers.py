@@ -10,7 +10,7 @@ from fastequi.data.sources.columns import Columns, Row, Rows
 from fastequi.data.sources.encoded import Header, header, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing
-from fastequi.data.sources.quiet_pillow import quiet_pillow
+from fastequi.data.sources.trouble import is_trouble, patiently
 
 _CHUNK = 256  # per task of the thread pool
 _TOGETHER = 1 << 16  # that are kept as objects
@@ -25,7 +25,7 @@ def headers_of(listing: Listing) -> Index:
     def opened(part: range) -> list[Header | str]:
         return [_header(listing, i) for i in part]
 
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         count = len(listing)
         for start in range(0, count, _TOGETHER):
             stop = min(start + _TOGETHER, count)
@@ -49,11 +49,14 @@ def headers_of(listing: Listing) -> Index:
 
 def _header(listing: Listing, i: int) -> Header | str:
     if listing.span(i) is None:
-        return header(listing.path(i))
+        return patiently(header, listing.path(i))
     try:
-        found = header(listing.read(i))
+        found = header(patiently(listing.read, i))
         if isinstance(found, str):
             return found
-        return marked(found._replace(bytes=listing.state(i).bytes), listing.marks(i))
+        marks = patiently(listing.marks, i)
+        return marked(found._replace(bytes=listing.state(i).bytes), marks)
     except OSError as error:
+        if is_trouble(error):
+            raise
         return why(error, listing.path(i))

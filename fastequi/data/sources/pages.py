@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastequi.data.sources import arrays, dicom, nodata, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import FILE, FilePart
-from fastequi.data.sources.remote import Unreadable
+from fastequi.data.sources.trouble import expect_read, is_trouble
 
 _Packed = tuple[NDArray[np.uint8], NDArray[Any]]  # a .npy, and the values within it
 
@@ -57,9 +57,10 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
         if part.nodata:
             nodata.fill(values, nodata.number_of(None if part.nodata == FILE else part.nodata))
         return content
-    except OSError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # whatever damage makes a library raise
+        expect_read(opened)
         what = f"page {part.page}: " if part.page is not None else ""
         raise OSError(f"{what}{error}") from error
 
@@ -93,8 +94,10 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
     try:
         with opened_span(file, span) as opened:
             return count_in(opened)
-    except OSError:  # reading it will say why
-        return 1
+    except OSError as error:
+        if is_trouble(error):
+            raise
+        return 1  # reading it will say why
 
 
 def count_in(opened: BinaryIO) -> int:
@@ -105,7 +108,10 @@ def count_in(opened: BinaryIO) -> int:
         if tiff_tags.is_tiff(start):
             return tiff_stacks.count(opened)
         return dicom.count(opened) if dicom.is_dicom(start) else 1
-    except (tiff_tags.CutOff, Unreadable):  # a header, of the first page, does not know of them
+    except tiff_tags.CutOff:  # a header, of the first page, does not know of them
         raise
-    except Exception:  # its header will say why
-        return 1
+    except Exception as error:
+        if is_trouble(error):
+            raise
+        expect_read(opened)
+        return 1  # its header will say why

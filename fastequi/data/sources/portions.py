@@ -27,6 +27,7 @@ from fastequi.data.sources.shards import is_shards, shard_archives, shard_listin
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import Names
 from fastequi.data.sources.tiff_tags import CutOff
+from fastequi.data.sources.trouble import patiently
 
 _DIGITS = 16
 _THREADS = 16  # remote files whose pages are counted at a time
@@ -147,7 +148,7 @@ def _counts(listing: Listing) -> Iterator[int | str]:
 
     def count(i: int) -> int | str:
         try:
-            return listing.pages(i)
+            return patiently(listing.pages, i)
         except CutOff as error:
             return str(error)
 

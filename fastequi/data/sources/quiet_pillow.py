@@ -1,46 +1,47 @@
 """Pillow's warnings of odd files kept from the user, to whom damage is told where it matters.
 
 `warnings.catch_warnings` is for one thread: where several overlap, the filters of one stay behind
-when all are gone, and every warning of the process is lost from then on. Here the threads share one
-filter, of Pillow's modules alone, which goes with the last of them.
+when all are gone, and every warning of the process is lost from then on. Here one filter is put in
+front of all others and stays; it matches Pillow's modules, in the threads that are within.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock
 from typing import Any, cast
 
-_MODULES = r"PIL\."
-_lock = Lock()
-_inside = 0
+_within = threading.local()
+
+
+class _OfPillowHere:
+    """What stands in the filter where a pattern would."""
+
+    def match(self, module: str) -> bool:
+        return getattr(_within, "depth", 0) > 0 and module.startswith("PIL.")
+
+
+_FILTER = ("ignore", None, Warning, _OfPillowHere(), 0)
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """No warning of Pillow is shown, or raised, within; others are as ever."""
-    global _inside
-    with _lock:
-        if _inside == 0:
-            warnings.filterwarnings("ignore", module=_MODULES)
-        _inside += 1
+    """No warning of Pillow is shown, or raised, in this thread within; others are as ever."""
+    _within.depth = getattr(_within, "depth", 0) + 1
     try:
+        _come_first()
         yield
     finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _remove()
+        _within.depth -= 1
 
 
-def _remove() -> None:
-    filters = cast(list[Any], warnings.filters)  # another list where a thread enters catch_warnings
-    for entry in [entry for entry in filters if _is_ours(entry[3])]:
-        with suppress(ValueError):  # which a thread may empty, too
-            filters.remove(entry)
-
-
-def _is_ours(module: object) -> bool:
-    return getattr(module, "pattern", module) == _MODULES
+def _come_first() -> None:
+    """Puts the filter before all others, if it is not there: a catch_warnings that ended took it
+    away, or others came after it."""
+    filters = cast(list[Any], warnings.filters)  # another list where a thread enters or leaves one
+    if not filters or filters[0] is not _FILTER:
+        with suppress(ValueError):
+            filters.remove(_FILTER)
+        filters.insert(0, _FILTER)

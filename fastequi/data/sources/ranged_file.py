@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
+from fastequi.data.sources.trouble import Unreadable
+
 LEAST = 1 << 17  # bytes of a request; the header of nearly every photograph ends before
 MOST = 1 << 23
 
@@ -24,6 +26,7 @@ class RangedFile(io.RawIOBase):
 
     Attributes:
         requests: how many were made.
+        fault: the last error of one; a library that reads a damaged file to its end may hide it.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
@@ -31,6 +34,7 @@ class RangedFile(io.RawIOBase):
         self._fetch, self._size, self._at = fetch, size, 0
         self._first, self._data, self._block = 0, b"", LEAST
         self.requests = 0
+        self.fault: Unreadable | None = None
 
     def readable(self) -> bool:
         return True
@@ -73,5 +77,10 @@ class RangedFile(io.RawIOBase):
         elif self._data:
             self._block = max(self._block // 2, LEAST)
         count = min(max(end - first, self._block), self._size - first)
-        self._first, self._data = first, self._fetch(first, count)
+        try:
+            data = self._fetch(first, count)
+        except Unreadable as error:
+            self.fault = error
+            raise
+        self._first, self._data = first, data
         self.requests += 1

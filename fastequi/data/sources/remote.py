@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from fastequi.data.sources import http_ranges
+from fastequi.data.sources.trouble import Unreadable
 from fastequi.data.sources.urls import scheme, shown
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,6 @@ class Patience:
 PATIENCE = Patience()
 ONCE = Patience(retries=0)
 GREETING = Patience(retries=4, total=15.0)  # of a server that has not answered yet
-
-
-class Unreadable(OSError):
-    """An object that cannot be read: gone, changed, refused, or failing in spite of retries."""
 
 
 class Unreachable(Unreadable):

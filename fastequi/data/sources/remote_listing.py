@@ -50,11 +50,11 @@ from fastequi.data.sources.extras import readable_now
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
-from fastequi.data.sources.quiet_pillow import quiet_pillow
 from fastequi.data.sources.ranged_file import LEAST, RangedFile
-from fastequi.data.sources.remote import Gone, Unreadable
+from fastequi.data.sources.remote import Gone
 from fastequi.data.sources.remote_reader import RemoteShards, same
 from fastequi.data.sources.shards import PATTERN, beside, expect_plain, is_array, members, ranges
+from fastequi.data.sources.trouble import Unreadable
 from fastequi.kernels.toolchain import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def listed(
     left_out: dict[str, str] = {}
     rows: list[Row] = []
     archives, others, formats, members_found = [], Counter[str](), set[str](), 0
-    with quiet_pillow(), ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         said = time.monotonic()
         for done, shard in enumerate(pool.map(partial(_listed, root), urls), 1):
             archives.append(shard.archive)

@@ -32,8 +32,9 @@ from fastequi.data.sources.encoded import read as read_file
 from fastequi.data.sources.listing import Archive
 from fastequi.data.sources.parts import WHOLE, FilePart
 from fastequi.data.sources.ranged_file import RangedFile
-from fastequi.data.sources.remote import Gone, Unreadable
+from fastequi.data.sources.remote import Gone
 from fastequi.data.sources.shard_cache import GB, ShardCache
+from fastequi.data.sources.trouble import Unreadable
 
 logger = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from fastequi.data.sources.encoded import (
 from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
 from fastequi.data.sources.parts import WHOLE, part_of
-from fastequi.data.sources.remote import Unreadable
 from fastequi.data.sources.texts import GrowingNames
+from fastequi.data.sources.trouble import Unreadable
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")

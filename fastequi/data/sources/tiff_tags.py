@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from PIL import TiffImagePlugin
 
 from fastequi.data.sources.quiet_pillow import quiet_pillow
+from fastequi.data.sources.trouble import expect_read, is_trouble
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
@@ -48,6 +49,7 @@ def load(file: BinaryIO, place: int) -> Any:
     file.seek(place)
     with quiet_pillow():
         tags.load(file)
+    expect_read(file)
     return tags
 
 
@@ -142,7 +144,9 @@ def chain_of(file: BinaryIO, most: int | None = None) -> tuple[list[int], str]:
             file.seek(entry * (number - 1) - 1, os.SEEK_CUR)
             if number < 1 or not file.read(1):
                 raise ValueError
-        except (struct.error, OSError, OverflowError, ValueError):
+        except (struct.error, OSError, OverflowError, ValueError) as error:
+            if is_trouble(error):
+                raise
             return _pages(found), f"page {len(found)} lies beyond the end of the file"
         found[place] = belongs
         behind = file.read(struct.calcsize(following))

@@ -33,8 +33,13 @@ B = TypeVar("B")
 def in_threads(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """What a function that opens images makes of each, in order; the first error is raised."""
     Image.init()  # registers the formats before threads ask for them
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
-        return list(pool.map(function, items))
+
+    def quietly(item: A) -> B:
+        with quiet_pillow():
+            return function(item)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(quietly, items))
 
 
 def whole_size(file: Path) -> Size:
