@@ -22,6 +22,7 @@ from fastequi.data.scan import Scan, scan
 from fastequi.data.sources import index
 from fastequi.data.sources.image_sets import image_folder
 from fastequi.data.sources.listing import folder_listing
+from fastequi.data.sources.parts import FilePart
 from fastequi.paths import SE2
 from tests.support.corpus import CORPUS, PIXELS, saved
 
@@ -271,6 +272,16 @@ def test_decoding_takes_a_bounded_number_of_pixels_at_a_time(tmp_path, monkeypat
     shown = []
     assert scan(folder_listing(tmp_path), 1, lambda *at: shown.append(at)).index == expected
     assert shown == [(i, 12) for i in range(1, 13)]
+
+
+def test_few_arrays_are_read_at_a_time_however_small_their_files_are(tmp_path, monkeypatch):
+    for i in range(6):
+        np.savez_compressed(tmp_path / f"{i}.npz", image=np.zeros((4, 60, 60), "f4"))
+    monkeypatch.setitem(scan.__globals__, "_BYTES", 3 * 4 * 60 * 60 * 4)
+    shown = []
+    listing = folder_listing(tmp_path).of_part(FilePart(planes=True))
+    scan(listing, 1, lambda *at: shown.append(at))
+    assert shown == [(3, 6), (6, 6)]
 
 
 def test_one_in_ten_is_a_setting(tmp_path, caplog):

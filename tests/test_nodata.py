@@ -9,7 +9,7 @@ from fastequi.data.sources import nodata, pages, tiff_tags
 from fastequi.data.sources.encoded import header
 from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.kinds import NO_RGB, Kind, counts
-from fastequi.data.sources.parts import FilePart, name_of
+from fastequi.data.sources.parts import FilePart, name_of, nodata_of, parsed
 from fastequi.data.sources.wanted import Wanted
 from fastequi.data.values import decoded
 from fastequi.evaluate.geometry.reading import Reading
@@ -217,6 +217,7 @@ def test_a_scan_says_that_files_have_it_and_how_it_is_filled(tmp_path, capsys):
     [
         ("white", "--nodata: expected file, none or a number, got 'white'"),
         ("", "--nodata: expected file, none or a number, got ''"),
+        *((text, "got ") for text in ("+-5", "\u0663", "0x5", "1_0", "1e400", "1" * 400)),
         ("0", "--nodata 0: expected TIFF, .npy or .npz as images, got none in "),
     ],
 )
@@ -226,6 +227,16 @@ def test_wrong_requests_are_refused(value, said, tmp_path):
     Image.fromarray(values(3, "uint8")).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=said):
         commands.data(["scan", str(tmp_path), "--nodata", value])
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("+5", "5"), ("-0", "0"), ("-0.0", "0"), ("5.", "5"), (" 1E20", "1e+20"), ("+inf", "inf")],
+)
+def test_a_number_has_one_form_which_names_end_with(said, kept):
+    part = FilePart(nodata=nodata_of("--nodata", said))
+    assert part.nodata == kept
+    assert parsed(name_of("a.npy", part)) == ("a.npy", part)
 
 
 def test_a_file_that_says_nonsense_is_named(tmp_path):
@@ -356,6 +367,12 @@ def test_whole_numbers_beyond_doubles_are_themselves(tmp_path):
         (None, None),
         ("1.#QNAN", np.nan),
         ("-1.#IND", np.nan),
+        ("-nan(ind)", np.nan),
+        ("nan(snan)", np.nan),
+        ("-nan", np.nan),
+        ("1.#SNAN", np.nan),
+        ("1.#INF", np.inf),
+        ("-1.#INF00", -np.inf),
         (b"0", 0),
         (" 65535 \n", 65535),
         ("-3.4e38", -3.4e38),

@@ -2,13 +2,17 @@
 
 import ast
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.lib import format as npy
 
+from fastequi.data.pixels import Pixels
 from fastequi.data.sources import npy_header
-from fastequi.data.sources.arrays import decoded, shape_of
+from fastequi.data.sources.arrays import decoded, is_plain, shape_of
+from fastequi.data.sources.kinds import Kind
+from tests.support import science
 
 TYPES = ("u1", "<u2", ">u2", "<i4", "<f2", ">f4", "<f8", "?")
 
@@ -86,3 +90,32 @@ def test_images_are_read_without_ast(monkeypatch):
     for content in (file.getvalue(), packed.getvalue()):
         assert np.array_equal(decoded(io.BytesIO(content)), array)
         assert shape_of(io.BytesIO(content))[:2] == (2, 3)
+
+
+def plain(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+ARRAY = np.arange(24, dtype="<u2").reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_for_dali"),
+    [
+        (plain(ARRAY), True),
+        (plain(np.asfortranarray(ARRAY)), False),
+        (plain(ARRAY.astype(">u2")), False),
+        (plain(ARRAY) + b"\0", False),
+        (written(about("'uint16'", shape="(2, 3, 4)")) + ARRAY.tobytes(), False),
+        (written(about(shape="(2L, 3L, 4L)")) + ARRAY.tobytes(), False),
+        (written(about(shape="(2,3,4)")) + ARRAY.tobytes(), False),
+        (written(about(shape="(2, 3, 4)").replace("'", '"')) + ARRAY.tobytes(), False),
+    ],
+)
+def test_dali_gets_what_numpy_writes_and_decodes_it(content, is_for_dali):
+    """It refuses some others, one by one, where there is no CUDA device."""
+    pixels = replace(Pixels.whole(Kind(4, "uint16")), as_arrays=True)
+    assert is_plain(io.BytesIO(content), "uint16", 4) == is_for_dali
+    assert np.array_equal(science.given(content, pixels), ARRAY)

@@ -159,8 +159,11 @@ def stack():
     ("ask", "known"),
     [
         (pages.count_in, PAGES),
-        (lambda file: encoded.marks_of(file, FilePart(2)), ["TIFF page"]),
-        (lambda file: encoded.marks_of(file, FilePart(nodata="file")), ["not filled"]),
+        (lambda file: encoded.marks_of(file, FilePart(2)), ["RGB", "TIFF page"]),
+        (
+            lambda file: encoded.marks_of(file, FilePart(nodata="file")),
+            ["RGB", "filled TIFF", "TIFF of several pages"],
+        ),
     ],
     ids=["pages", "marks of a page", "marks"],
 )

@@ -26,12 +26,12 @@ from fastequi.data.given import decoded_sizes
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan_report import Scan
 from fastequi.data.sources.columns import Row
-from fastequi.data.sources.encoded import Header, header, marked, why
+from fastequi.data.sources.encoded import Header, header, is_array_name, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
-from fastequi.data.sources.parts import WHOLE, part_of
+from fastequi.data.sources.parts import WHOLE, file_of, part_of
 from fastequi.data.sources.trouble import is_trouble, patiently
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
@@ -145,7 +145,7 @@ def _parts(
         state = listing.state(i)
         size = max(state.bytes, 0)
         if part_of(listing.names[i]) != WHOLE:
-            size = largest[0] or max(size, _UNSEEN)
+            size = largest[0] or max(size, _unseen(listing, i))
         if known and (len(known) == _FILES or total + size > _BYTES):
             yield range(start, i), known
             start, total, known = i, 0, []
@@ -153,6 +153,16 @@ def _parts(
         total += size
     if known:
         yield range(start, len(listing)), known
+
+
+def _unseen(listing: Listing, i: int) -> int:
+    """Bytes that a part of a file becomes, before any was read: of an array by its header."""
+    if listing.span(i) is None and is_array_name(file_of(listing.names[i])):
+        found = patiently(header, listing.path(i))
+        kind = None if isinstance(found, str) else Kind.of(found.kind)
+        if not isinstance(found, str) and kind is not None:
+            return found.height * found.width * kind.channels * np.dtype(kind.depth).itemsize
+    return _UNSEEN
 
 
 def _read(listing: Listing, i: int) -> _Read | str:

@@ -7,6 +7,7 @@ them are never unpickled.
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
@@ -46,12 +47,18 @@ def shape_of(file: BinaryIO, name: str = "", planes: bool = False) -> tuple[int,
 
 
 def is_plain(file: BinaryIO, depth: str, channels: int) -> bool:
-    """Whether it is a .npy of format 1.0 with [H, W, channels] of a type, which DALI reads."""
+    """Whether it is a .npy of format 1.0 with [H, W, channels] of a type, and no byte more, in the
+    form that NumPy writes: DALI reads no other, and fails without a CUDA device on some."""
     if not file.read(8).startswith(b"\x93NUMPY\x01\x00"):
         return False
     file.seek(0)
-    shape, _, dtype = npy_header.read(file)
-    return len(shape) == 3 and shape[2] == channels and dtype == np.dtype(depth)
+    shape, by_columns, dtype = npy_header.read(file)
+    begin = file.tell()
+    if by_columns or len(shape) != 3 or shape[2] != channels or dtype != np.dtype(depth):
+        return False
+    whole = file.seek(0, os.SEEK_END) == begin + math.prod(shape) * dtype.itemsize
+    file.seek(0)
+    return whole and npy_header.is_plain(file, shape, dtype)
 
 
 def decoded(file: BinaryIO) -> NDArray[Any]:

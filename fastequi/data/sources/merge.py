@@ -15,6 +15,7 @@ from fastequi.data.sources.columns import Columns, Row, Rows, of_many
 from fastequi.data.sources.index import Index, read, stem, write_parts
 from fastequi.data.sources.journal import End, end_of, rows_of, values_of
 from fastequi.data.sources.measured import Counts, added
+from fastequi.data.sources.parts import part_named
 
 _SCAN = "fastequi data scan --part K/N makes them"
 
@@ -124,6 +125,12 @@ def _in_order(journals: Sequence[Path]) -> list[tuple[End, Path]]:
         key=lambda one: (one[0].first, one[0].stop),
     )
     first = ends[0][0]
+    for end, _ in ends:
+        if (end.pages, end.part) != (first.pages, first.part):
+            raise ValueError(
+                f"merge: {end.words} was scanned with {_options(end)}, and {first.words} with "
+                f"{_options(first)}; scan one of them again"
+            )
     known = (first.unit, first.total, first.digest)
     if others := [end.words for end, _ in ends if (end.unit, end.total, end.digest) != known]:
         raise ValueError(
@@ -142,6 +149,10 @@ def _in_order(journals: Sequence[Path]) -> list[tuple[End, Path]]:
     if missing:
         raise ValueError(f"merge: missing {_missing([end for end, _ in ends], missing)}; {_SCAN}")
     return ends
+
+
+def _options(end: End) -> str:
+    return f"--pages {end.pages} {part_named(end.part).options}"
 
 
 def _missing(ends: Sequence[End], gaps: Sequence[tuple[int, int]]) -> str:

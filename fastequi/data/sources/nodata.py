@@ -7,13 +7,16 @@ others, which would be all that a range of percentiles or a deviation shows, and
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Number = int | float  # whole ones beyond 2^53 are none of the latter
-_NAN = ("1.#qnan", "-1.#ind", "nan(ind)")  # as some libraries write it
+# as C's libraries write what is no number, and infinity
+_NAN = re.compile(r"[-+]?(?:nan(?:\(\w*\))?|1\.#(?:q|s)?nan0*|1\.#ind0*)", re.IGNORECASE)
+_INFINITE = re.compile(r"([-+]?)1\.#inf0*", re.IGNORECASE)
 
 
 def number_of(said: str | bytes | None) -> Number | None:
@@ -26,8 +29,10 @@ def number_of(said: str | bytes | None) -> Number | None:
     text = text.strip(" \0\t\n")
     if not text:
         return None
-    if text.lower() in _NAN:
+    if _NAN.fullmatch(text):
         return math.nan
+    if found := _INFINITE.fullmatch(text):
+        return -math.inf if found[1] == "-" else math.inf
     for kind in (int, float):
         try:
             return kind(text)

@@ -29,6 +29,27 @@ def read(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     Raises:
         ValueError: it is no such header of an array of numbers.
     """
+    text = _text(file)
+    found = _entries(text)
+    try:
+        shape, dtype = _lengths(found["shape"]), np.dtype(found["descr"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_said(text)} ({error})") from error
+    return shape, found["fortran_order"] == "True", dtype
+
+
+def is_plain(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether it is the header that NumPy writes of such an array, last axis first.
+
+    Raises:
+        ValueError: as :func:`read`.
+    """
+    descr = np.lib.format.dtype_to_descr(dtype)
+    about = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    return _text(file).strip(" \n") == about
+
+
+def _text(file: BinaryIO) -> str:
     start = file.read(len(MAGIC) + 2)
     if len(start) < len(MAGIC) + 2 or not start.startswith(MAGIC):
         raise ValueError("expected .npy by its bytes")
@@ -41,12 +62,7 @@ def read(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     text = file.read(count).decode("latin1")
     if len(text) < count:
         raise ValueError("it ends within its header")
-    found = _entries(text)
-    try:
-        shape, dtype = _lengths(found["shape"]), np.dtype(found["descr"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{_said(text)} ({error})") from error
-    return shape, found["fortran_order"] == "True", dtype
+    return text
 
 
 def _entries(text: str) -> dict[str, str]:

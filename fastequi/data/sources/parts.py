@@ -8,6 +8,7 @@ tile.npz::image:chw (--array image --axes chw). With --nodata each ends with ::n
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import NamedTuple
@@ -158,7 +159,7 @@ def nodata_of(option: str, value: str) -> str:
     word = value.strip().lower()
     if word in (FILE, "none"):
         return FILE if word == FILE else ""
-    try:
-        return word if word.lstrip("+-").isdecimal() else f"{float(word):.17g}"
-    except ValueError:
-        raise ValueError(f"{option}: expected {FILE}, none or a number, got {value!r}") from None
+    if not re.fullmatch(_NUMBER, word) or (math.isinf(float(word)) and "inf" not in word):
+        raise ValueError(f"{option}: expected {FILE}, none or a number, got {value!r}")
+    whole = re.fullmatch(r"[-+]?[0-9]+", word)  # which float would round beyond 2^53
+    return str(int(word)) if whole else f"{float(word) + 0.0:.17g}"  # one form of each; no -0
