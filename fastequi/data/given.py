@@ -101,7 +101,7 @@ class Given:
     def _read(self, i: int) -> NDArray[np.uint8] | str:
         """The bytes of an image, or the reason why they cannot be read."""
         try:
-            return patiently(self.source.encoded, i)
+            return patiently(self.source.encoded, i, path=self.source.paths[i])
         except OSError as error:
             if is_trouble(error) and not isinstance(error, Unreadable):  # which loses its shard
                 raise

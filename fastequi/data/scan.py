@@ -167,7 +167,8 @@ def _unseen(listing: Listing, i: int) -> int:
 
 def _read(listing: Listing, i: int) -> _Read | str:
     try:
-        data, marks = patiently(listing.read, i), patiently(listing.marks, i)
+        data = patiently(listing.read, i, path=listing.path(i))
+        marks = patiently(listing.marks, i)
     except OSError as error:
         if is_trouble(error):
             raise  # of which the index shall not know

@@ -37,9 +37,13 @@ def is_trouble(error: BaseException) -> bool:
     return isinstance(error, MemoryError | Unreadable)
 
 
-def patiently(call: Callable[..., T], *arguments: Any) -> T:
+def patiently(call: Callable[..., T], *arguments: Any, path: str = "") -> T:
     """What a call returns, which is made again for some seconds where the machine has no memory or
     no descriptors for it, or a network file system fails; of other networks it was made again.
+
+    Args:
+        call: made with the arguments.
+        path: of the image, which an error of memory does not name; "" where it is not known.
 
     Raises:
         MemoryError, OSError: the last fault; or any other error of the call, at once.
@@ -52,7 +56,12 @@ def patiently(call: Callable[..., T], *arguments: Any) -> T:
                 raise
             _tell(getattr(error, "strerror", None) or type(error).__name__)
         time.sleep(wait)
-    return call(*arguments)
+    try:
+        return call(*arguments)
+    except MemoryError as error:
+        if not path:
+            raise
+        raise MemoryError(f"{path}: {str(error) or type(error).__name__}") from error
 
 
 def expect_read(file: object) -> None:
