@@ -5,6 +5,7 @@ import io
 import os
 import re
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fastequi.data.sources.image_sets import open_source
 from fastequi.data.sources.measured import Counts
 from fastequi.data.sources.parts import FilePart
 from fastequi.data.sources.ranged_file import RangedFile
+from fastequi.data.sources.shards import members
 from fastequi.data.sources.trouble import Unreadable, is_trouble, patiently
 from fastequi.paths import SE2
 from tests.support import science
@@ -134,6 +136,38 @@ def test_headers_of_a_shard_are_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("fastequi.data.sources.listing.read", read)
     assert len(open_source(tmp_path / "a.tar")) == COUNT
     assert len(failed) == 2
+
+
+class Stale(io.BytesIO):
+    """A file whose handle is lost after some reads."""
+
+    left = 0
+
+    def read(self, *arguments):
+        self.left -= 1
+        if self.left < 0:
+            raise fault(self.number)
+        return super().read(*arguments)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_shard_whose_handle_is_lost_is_not_damaged(number):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as shard:
+        for i in range(COUNT):
+            data = science.png(science.values(3, "uint8", i))
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    file = Stale(content.getvalue())
+    file.left, file.number = 3, number
+    if number == errno.EIO:  # a bad sector
+        found, damage = members(file, Counter())
+        assert 0 < len(found) < COUNT
+        assert "damaged archive ([Errno 5] Input/output error)" in damage
+    else:
+        with pytest.raises(OSError, match="Stale file handle"):
+            members(file, Counter())
 
 
 def test_a_run_reads_an_image_again(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ from fastequi.data.sources.listing import HIDDEN, INDEX, Archive, Listing
 from fastequi.data.sources.made_texts import Numbered
 from fastequi.data.sources.parts import WHOLE, part_of
 from fastequi.data.sources.texts import GrowingNames
-from fastequi.data.sources.trouble import Unreadable
+from fastequi.data.sources.trouble import is_trouble
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
@@ -223,9 +223,10 @@ def members(
                     into[name] = place = (member.offset_data, member.size)
                     seen(name, place)
             how = _end(file, tar.offset)
-    except Unreadable:
-        raise  # a network's fault is not the archive's
     except (tarfile.TarError, OSError, ValueError, MemoryError) as error:
+        # of memory a damaged header asks for more than there is
+        if is_trouble(error) and not isinstance(error, MemoryError):
+            raise
         how = str(error) or type(error).__name__
     if found:
         others.update(map(beside, arrays))
