@@ -14,6 +14,7 @@ from fastequi.data.sources.listing import Archive
 from fastequi.data.sources.shard_cache import ShardCache
 
 SIZE = 1000
+SPAWN = multiprocessing.get_context("spawn")  # a fork has DALI's pipelines, which may end it
 
 
 def shard(i, size=SIZE):
@@ -104,8 +105,8 @@ def test_a_full_disk_is_said_once(tmp_path, caplog, monkeypatch):
     assert len(caplog.records) == 1
 
 
-def _fetch(folder, number, started):
-    started.release()
+def _fetch(folder, together):
+    together.wait(60)
     cache = ShardCache(Path(folder), 100 * SIZE)
     for i in range(10):
 
@@ -120,13 +121,12 @@ def _fetch(folder, number, started):
 
 
 def test_processes_fetch_every_shard_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    started = context.Semaphore(0)
-    each = [context.Process(target=_fetch, args=(tmp_path, n, started)) for n in range(4)]
+    together = SPAWN.Barrier(4)
+    each = [SPAWN.Process(target=_fetch, args=(tmp_path, together)) for _ in range(4)]
     for process in each:
         process.start()
     for process in each:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
     assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(10))
     cache = ShardCache(tmp_path, 100 * SIZE)
@@ -145,11 +145,10 @@ def _hang(folder, ready):
 
 
 def test_a_killed_process_leaves_neither_a_lock_nor_a_file(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready = context.Semaphore(0)
-    process = context.Process(target=_hang, args=(tmp_path, ready))
+    ready = SPAWN.Semaphore(0)
+    process = SPAWN.Process(target=_hang, args=(tmp_path, ready))
     process.start()
-    assert ready.acquire(timeout=30)
+    assert ready.acquire(timeout=120)
     cache = ShardCache(tmp_path, 2 * SIZE)
     assert cache.fetch(*shard(1), writes(1)) is None  # it is being fetched
     assert cache.fetch(*shard(2), writes(2))  # beside it is room for one
