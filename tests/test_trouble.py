@@ -235,6 +235,16 @@ def test_a_fault_while_values_are_counted_is_not_the_images(monkeypatch):
         scan.examined([content] * 3, encoded.header(content).kind, 1)
 
 
+def test_a_lack_of_memory_while_images_are_decoded_says_which(tmp_path, monkeypatch, capsys):
+    def decoded_sizes(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setitem(scan.examined.__globals__, "decoded_sizes", decoded_sizes)
+    assert run(written(tmp_path)) == 2
+    said = "fastequi: not enough memory: one of 0.png to 5.png: while it was decoded"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_patience_is_for_trouble_alone():
     calls = []
 

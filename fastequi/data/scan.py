@@ -97,7 +97,11 @@ def scanned(
             read = [future.result() for future in futures]
             sizes = [len(one.data) for one in read if not isinstance(one, str)]
             largest[0] = max(largest[0], *sizes, 0)
-            found, values = _decode(read, threads)
+            try:
+                found, values = _decode(read, threads)
+            except MemoryError as error:
+                some = f"one of {listing.names[part.start]} to {listing.names[part.stop - 1]}"
+                raise MemoryError(f"{some}: {str(error) or 'while it was decoded'}") from error
             entries: list[Entry] = []
             for i, state, one in zip(part, known, found, strict=True):
                 name, span = listing.names[i], listing.span(i)
