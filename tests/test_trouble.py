@@ -245,6 +245,23 @@ def test_a_lack_of_memory_while_images_are_decoded_says_which(tmp_path, monkeypa
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_file_that_asks_for_more_memory_than_there_is_is_left_out(monkeypatch):
+    """As damaged tags make a library do; it ends no scan."""
+    content = [np.frombuffer(science.npz(science.values(8, "uint16")), np.uint8)] * 2
+    code = encoded.header(content[0]).kind
+    asked = []
+
+    def checked(*_):
+        asked.append(1)
+        raise MemoryError("of its tags")
+
+    monkeypatch.setattr("fastequi.data.given.checked", checked)
+    sizes, counts = scan.examined(content, code, 1)
+    assert sizes == ["of its tags"] * 2
+    assert counts is None
+    assert len(asked) == 8
+
+
 def test_patience_is_for_trouble_alone():
     calls = []
 

@@ -204,7 +204,8 @@ def _sizes(
         try:
             made = patiently(_values, image, pixels)
         except Exception as error:  # whatever damaged bytes make a library raise
-            if is_trouble(error):
+            # of memory damaged tags ask for more than there is, too
+            if is_trouble(error) and not isinstance(error, MemoryError):
                 raise
             found.append((size or why(error), True))
             continue
