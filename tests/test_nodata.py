@@ -217,7 +217,10 @@ def test_a_scan_says_that_files_have_it_and_how_it_is_filled(tmp_path, capsys):
     [
         ("white", "--nodata: expected file, none or a number, got 'white'"),
         ("", "--nodata: expected file, none or a number, got ''"),
-        *((text, "got ") for text in ("+-5", "\u0663", "0x5", "1_0", "1e400", "1" * 400)),
+        *(
+            (text, "got ")
+            for text in ("+-5", "\u0663", "0x5", "1_0", "1e400", "1" * 400, "0" * 5000)
+        ),
         ("0", "--nodata 0: expected TIFF, .npy or .npz as images, got none in "),
     ],
 )

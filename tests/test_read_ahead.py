@@ -93,7 +93,9 @@ def test_a_set_that_fits_is_fetched_once(local, web, tmp_path, shuffle):
     for start in range(len(source)):
         source.encoded(start)
     settle(cache, 8)
+    end = time.monotonic() + 30
     while web.now:  # of what was asked for ahead
+        assert time.monotonic() < end
         time.sleep(0.01)
     web.sent = 0
     before = source.remote.requests

@@ -25,15 +25,17 @@ from numpy.typing import NDArray
 from fastequi.data import decode, values
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.pixels import Pixels
-from fastequi.data.sources.encoded import unmarked, why
+from fastequi.data.sources.encoded import header, unmarked, why
 from fastequi.data.sources.images import Source
-from fastequi.data.sources.trouble import Unreadable, is_trouble, patiently
+from fastequi.data.sources.kinds import Kind
+from fastequi.data.sources.trouble import Unreadable, patiently, raise_trouble
 from fastequi.data.values import as_rgb, carried, checked, is_array, is_for_dali
 
 logger = logging.getLogger(__name__)
 
 _DIRECT = {"JPEG", "MPO", "PNG", "BMP", "PPM", "JPEG2000"}  # formats of which DALI decodes all
 
+_TIMES = 4  # an image as floats, that decoding may take
 _ASKING = 16  # threads that read images behind URLs
 
 
@@ -103,8 +105,8 @@ class Given:
         try:
             return patiently(self.source.encoded, i, path=self.source.paths[i])
         except OSError as error:
-            if is_trouble(error) and not isinstance(error, Unreadable):  # which loses its shard
-                raise
+            if not isinstance(error, Unreadable):  # which loses its shard
+                raise_trouble(error)
             return why(error, self.source.paths[i])
 
     def _bytes(self, i: int) -> NDArray[np.uint8]:
@@ -152,6 +154,7 @@ def decoded_values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[A
     Raises:
         ValueError: it cannot be decoded.
         ImportError: a library that it needs is not installed.
+        MemoryError: there is none for it.
     """
     found: list[NDArray[Any]] = []
     if decode.is_installed() and not _is_for_library(image, pixels):
@@ -202,17 +205,38 @@ def _sizes(
             found.append((size, False))
             continue
         try:
+            if _of_memory(size) and _lacks_memory(image):
+                raise MemoryError(size)  # which is no reason to decode it otherwise
             made = patiently(_values, image, pixels)
         except Exception as error:  # whatever damaged bytes make a library raise
-            # of memory damaged tags ask for more than there is, too
-            if is_trouble(error) and not isinstance(error, MemoryError):
-                raise
+            if not isinstance(error, MemoryError) or _lacks_memory(image):
+                raise_trouble(error)
             found.append((size or why(error), True))
             continue
         found.append((made.shape[:2], True))
         if see is not None:
             see(made)
     return found
+
+
+def _of_memory(reason: str) -> bool:
+    """Whether DALI failed for want of memory."""
+    return any(word in reason.lower() for word in ("memory", "bad_alloc"))
+
+
+def _lacks_memory(image: NDArray[np.uint8]) -> bool:
+    """Whether there is none for what an image claims to be, a few times over; damaged tags may ask
+    for more than that."""
+    try:
+        found = header(image)
+        if isinstance(found, str):
+            return False
+        kind = Kind.of(found.kind)
+        values = found.height * found.width * (4 if kind is None else kind.channels)
+        np.empty(_TIMES * 4 * values, np.uint8)
+    except MemoryError:
+        return True
+    return False
 
 
 def _values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[Any]:

@@ -32,7 +32,7 @@ from fastequi.data.sources.kinds import NO_RGB, Kind
 from fastequi.data.sources.listing import Listing, State
 from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.parts import WHOLE, file_of, part_of
-from fastequi.data.sources.trouble import is_trouble, patiently
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 _FILES = 256  # per DALI pipeline, whose construction takes 6 ms
 _BYTES = 1 << 26
@@ -162,7 +162,7 @@ def _parts(
 def _unseen(listing: Listing, i: int) -> int:
     """Bytes that a part of a file becomes, before any was read: of an array by its header."""
     if listing.span(i) is None and is_array_name(file_of(listing.names[i])):
-        found = patiently(header, listing.path(i))
+        found = header(listing.path(i))
         kind = None if isinstance(found, str) else Kind.of(found.kind)
         if not isinstance(found, str) and kind is not None:
             return found.height * found.width * kind.channels * np.dtype(kind.depth).itemsize
@@ -174,8 +174,7 @@ def _read(listing: Listing, i: int) -> _Read | str:
         data = patiently(listing.read, i, path=listing.path(i))
         marks = patiently(listing.marks, i)
     except OSError as error:
-        if is_trouble(error):
-            raise  # of which the index shall not know
+        raise_trouble(error)  # of which the index shall not know
         return why(error, listing.path(i))
     found = header(data, listing.pages_are_channels)
     if isinstance(found, str):

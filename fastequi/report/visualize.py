@@ -24,6 +24,7 @@ from fastequi.data.sources.image_sets import embedded_photos, open_source
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.selection import Data
 from fastequi.data.sources.splits import TEST_REGION
+from fastequi.data.sources.trouble import raise_trouble
 from fastequi.data.views.batch import Batch
 from fastequi.evaluate.checked import expect_finite
 from fastequi.evaluate.classification import normalise
@@ -272,6 +273,7 @@ def _opened(source: Source, count: int) -> Iterator[Image.Image]:
         try:
             image = Image.fromarray(rgb_of(source.encoded(i)))
         except Exception as error:  # whatever damaged bytes make Pillow raise
+            raise_trouble(error)
             _left_out(source.names[i], why(error))
         else:
             found += 1

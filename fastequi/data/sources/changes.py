@@ -19,6 +19,7 @@ from pathlib import Path
 from fastequi.data.sources.index import AGAIN, Index
 from fastequi.data.sources.listing import Archive
 from fastequi.data.sources.parts import file_of, split
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +93,10 @@ def _lost(index: Index, root: Path | str) -> tuple[Some, Some]:
         for name, count in zip(columns.names.between(start, stop), counts, strict=True):
             try:
                 file, _ = split(os.path.join(root, name))
-                if os.stat(file).st_size != count:
+                if patiently(os.stat, file).st_size != count:
                     changed.add(name)
-            except OSError:
+            except OSError as error:
+                raise_trouble(error)
                 gone.add(name)
     return gone, changed
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fastequi.data.sources.kinds import Kind
 from fastequi.data.sources.limits import expect_pixels
 from fastequi.data.sources.tiff_tags import CutOff
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 _PREAMBLE = 128  # bytes before the mark
 _MARK = b"DICM"
@@ -42,17 +43,21 @@ def may_be_named(name: str) -> bool:
 
 
 def holds_dicom(path: str) -> bool:
-    """Whether a file is DICOM by its bytes; False of one that cannot be read."""
+    """Whether a file is DICOM by its bytes; False of one that cannot be read for a reason of its
+    own."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits
-    except OSError:
+        return is_dicom(patiently(_start_of, path))
+    except OSError as error:
+        raise_trouble(error)
         return False
+
+
+def _start_of(path: str) -> bytes:
+    """The first bytes of a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer waits
     try:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode) and is_dicom(
-            os.pread(descriptor, START, 0)
-        )
-    except OSError:
-        return False
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.pread(descriptor, START, 0) if regular else b""
     finally:
         os.close(descriptor)
 

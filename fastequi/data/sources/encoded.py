@@ -28,7 +28,7 @@ from fastequi.data.sources.limits import MAX_BYTES, expect_pixels
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import WHOLE, FilePart, split
 from fastequi.data.sources.quiet_pillow import quiet_pillow
-from fastequi.data.sources.trouble import expect_read, is_trouble
+from fastequi.data.sources.trouble import expect_read, patiently, raise_trouble
 
 
 def has_avif() -> bool:
@@ -159,25 +159,27 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
         MemoryError, OSError: a fault that says nothing of the image; see `trouble`.
     """
     try:
-        if not isinstance(image, str):
-            return _header(BytesIO(image.data), len(image), pages_are_channels)
-        file, part = split(image)
-        status = os.stat(file)
-        if part != WHOLE:
-            found = _header_of_part(file, part)
-            return found._replace(bytes=status.st_size)
-        if not stat.S_ISREG(status.st_mode):
-            return "not a regular file"
-        if status.st_size == 0:
-            return "empty file"
-        with open(image, "rb") as opened:
-            return _header(opened, status.st_size, pages_are_channels)
+        if isinstance(image, str):
+            return patiently(_header_of_file, image, pages_are_channels, path=image)
+        return patiently(_header, BytesIO(image.data), len(image), pages_are_channels)
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
-        if is_trouble(error):
-            raise
+        raise_trouble(error)
         return why(error, image if isinstance(image, str) else "")
+
+
+def _header_of_file(path: str, pages_are_channels: bool) -> Header | str:
+    file, part = split(path)
+    status = os.stat(file)
+    if part != WHOLE:
+        return _header_of_part(file, part)._replace(bytes=status.st_size)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_size == 0:
+        return "empty file"
+    with open(path, "rb") as opened:
+        return _header(opened, status.st_size, pages_are_channels)
 
 
 def _header_of_part(file: str, part: FilePart) -> Header:
@@ -212,6 +214,7 @@ def _of_array(count: int, height: int, width: int, kind: kinds.Kind, form: str) 
 
 
 def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
+    file.seek(0)
     start = file.read(dicom.START)
     file.seek(0)
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
@@ -248,6 +251,7 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     if 256 not in tags or 257 not in tags:
         raise ValueError("a damaged TIFF: its tags say no size")
     width, height = int(tags[256]), int(tags[257])
+    tiff_tags.expect_tiles(tags)
     if tags.get(tiff_tags.ORIENTATION, 1) in (5, 6, 7, 8):
         height, width = width, height
     kind = kinds.of_tags(tags)
@@ -305,8 +309,7 @@ def _opens(file: BinaryIO) -> bool:
         with Image.open(file, formats=("TIFF",)):
             opens = True
     except Exception as error:
-        if is_trouble(error):
-            raise
+        raise_trouble(error)
         opens = False
     expect_read(file)
     return opens

@@ -10,7 +10,7 @@ from fastequi.data.sources.columns import Columns, Row, Rows
 from fastequi.data.sources.encoded import Header, header, marked, why
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing
-from fastequi.data.sources.trouble import is_trouble, patiently
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 _CHUNK = 256  # per task of the thread pool
 _TOGETHER = 1 << 16  # that are kept as objects
@@ -49,14 +49,13 @@ def headers_of(listing: Listing) -> Index:
 
 def _header(listing: Listing, i: int) -> Header | str:
     if listing.span(i) is None:
-        return patiently(header, listing.path(i))
+        return header(listing.path(i))
     try:
-        found = header(patiently(listing.read, i))
+        found = header(patiently(listing.read, i, path=listing.path(i)))
         if isinstance(found, str):
             return found
         marks = patiently(listing.marks, i)
         return marked(found._replace(bytes=listing.state(i).bytes), marks)
     except OSError as error:
-        if is_trouble(error):
-            raise
+        raise_trouble(error)
         return why(error, listing.path(i))

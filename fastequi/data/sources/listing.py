@@ -39,6 +39,7 @@ from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import WHOLE, FilePart, file_of, name_of, part_of, split
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Names, chunks, taken
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 HIDDEN = ".fastequi"  # the folder beside images that holds their index; the walk passes it over
 INDEX = ".fei"  # ends the name of an index
@@ -166,9 +167,10 @@ class Listing:
         if span is not None:
             return State(span[1], self._times[self.shards[i]])
         try:
-            status = os.stat(split(self.path(i))[0])
-        except OSError:  # reading it will say why
-            return State(-1, -1)
+            status = patiently(os.stat, split(self.path(i))[0])
+        except OSError as error:
+            raise_trouble(error)
+            return State(-1, -1)  # reading it will say why
         return State(status.st_size, status.st_mtime_ns)
 
     @cached_property

@@ -16,6 +16,7 @@ from fastequi.data.sources.index import Index, read, stem, write_parts
 from fastequi.data.sources.journal import End, end_of, rows_of, values_of
 from fastequi.data.sources.measured import Counts, added
 from fastequi.data.sources.parts import part_named
+from fastequi.data.sources.trouble import raise_trouble
 
 _SCAN = "fastequi data scan --part K/N makes them"
 
@@ -100,7 +101,8 @@ def merge(index: Path, journals: Sequence[Path]) -> tuple[Index, dict[str, int]]
 def _has_images(index: Path) -> bool:
     try:
         return len(read(index).rows) > 0
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        raise_trouble(error)
         return False
 
 

@@ -15,7 +15,8 @@ MAGIC = b"\x93NUMPY"
 _LENGTHS = {(1, 0): 2, (2, 0): 4}  # bytes of the header's length by the format's version
 _LONGEST = 10_000  # NumPy's own limit
 _SHOWN = 60
-_TEXT = r"""(?P<{0}quote>['"])(?P<{0}>[^'"]*)(?P={0}quote)"""
+_TYPE = re.compile(r"[<>|=]?[A-Za-z]\d*|[a-z]+\d*")
+_TEXT = r"""u?(?P<{0}quote>['"])(?P<{0}>[^'"]*)(?P={0}quote)"""
 _ENTRY = re.compile(
     rf"\s*{_TEXT.format('key')}\s*:\s*"
     rf"(?:{_TEXT.format('type')}|(?P<order>True|False)|\((?P<shape>[\d\s,L]*)\))\s*(?:,|$)"
@@ -32,7 +33,7 @@ def read(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     text = _text(file)
     found = _entries(text)
     try:
-        shape, dtype = _lengths(found["shape"]), np.dtype(found["descr"])
+        shape, dtype = _lengths(found["shape"]), _type(found["descr"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_said(text)} ({error})") from error
     return shape, found["fortran_order"] == "True", dtype
@@ -77,6 +78,12 @@ def _entries(text: str) -> dict[str, str]:
     if inside[max(at, 1) :].strip() != "}" or found.keys() != _KINDS.keys():
         raise ValueError(_said(text))
     return found
+
+
+def _type(text: str) -> np.dtype[Any]:
+    if not _TYPE.fullmatch(text):  # of a list of types NumPy asks `ast`
+        raise ValueError(f"type {text!r}")
+    return np.dtype(text)
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastequi.data.sources import arrays, dicom, nodata, tiff, tiff_stacks, tiff_tags
 from fastequi.data.sources.member_file import opened_span
 from fastequi.data.sources.parts import FILE, FilePart
-from fastequi.data.sources.trouble import expect_read, is_trouble
+from fastequi.data.sources.trouble import expect_read, raise_trouble
 
 _Packed = tuple[NDArray[np.uint8], NDArray[Any]]  # a .npy, and the values within it
 
@@ -58,6 +58,7 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
             nodata.fill(values, nodata.number_of(None if part.nodata == FILE else part.nodata))
         return content
     except (MemoryError, OSError):
+        expect_read(opened)
         raise
     except Exception as error:  # whatever damage makes a library raise
         expect_read(opened)
@@ -95,8 +96,7 @@ def count(file: str, span: tuple[int, int] | None = None) -> int:
         with opened_span(file, span) as opened:
             return count_in(opened)
     except OSError as error:
-        if is_trouble(error):
-            raise
+        raise_trouble(error)
         return 1  # reading it will say why
 
 
@@ -109,9 +109,9 @@ def count_in(opened: BinaryIO) -> int:
             return tiff_stacks.count(opened)
         return dicom.count(opened) if dicom.is_dicom(start) else 1
     except tiff_tags.CutOff:  # a header, of the first page, does not know of them
+        expect_read(opened)
         raise
     except Exception as error:
-        if is_trouble(error):
-            raise
+        raise_trouble(error)
         expect_read(opened)
         return 1  # its header will say why

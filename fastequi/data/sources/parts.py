@@ -22,6 +22,7 @@ _PAGE = re.compile(r"(.*)::(\d{4,})", re.DOTALL)
 _ENDINGS = "|".join(end for ends in (OF_IMAGES | OF_ARRAYS).values() for end in ends)
 _ARRAY = re.compile(rf"(.*?\.np[yz])::((?!.*\.(?:{_ENDINGS})$)[^/]+)", re.DOTALL | re.IGNORECASE)
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?|nan|[-+]?inf"
+_DIGITS = 400  # no number that a double holds needs more
 _NODATA = re.compile(
     rf"(.*\.(?:tiff?|np[yz])(?:::[^/]+)?)::nodata=(file|{_NUMBER})", re.DOTALL | re.IGNORECASE
 )
@@ -159,7 +160,8 @@ def nodata_of(option: str, value: str) -> str:
     word = value.strip().lower()
     if word in (FILE, "none"):
         return FILE if word == FILE else ""
-    if not re.fullmatch(_NUMBER, word) or (math.isinf(float(word)) and "inf" not in word):
+    number = len(word) <= _DIGITS and re.fullmatch(_NUMBER, word)
+    if not number or (math.isinf(float(word)) and "inf" not in word):
         raise ValueError(f"{option}: expected {FILE}, none or a number, got {value!r}")
     whole = re.fullmatch(r"[-+]?[0-9]+", word)  # which float would round beyond 2^53
     return str(int(word)) if whole else f"{float(word) + 0.0:.17g}"  # one form of each; no -0

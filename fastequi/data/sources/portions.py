@@ -27,7 +27,7 @@ from fastequi.data.sources.shards import is_shards, shard_archives, shard_listin
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import Names
 from fastequi.data.sources.tiff_tags import CutOff
-from fastequi.data.sources.trouble import patiently
+from fastequi.data.sources.trouble import patiently, raise_trouble
 
 _DIGITS = 16
 _THREADS = 16  # remote files whose pages are counted at a time
@@ -56,7 +56,8 @@ def pages_of(index: Path) -> str:
     it."""
     try:
         known = indices.read(indices.present(index))
-    except (OSError, ValueError):  # of a damaged one a scan makes another
+    except (OSError, ValueError) as error:  # of a damaged one a scan makes another
+        raise_trouble(error)
         return ""
     if not known.decoded or known.pages:
         return known.pages
@@ -84,7 +85,8 @@ def part_before(index: Path) -> FilePart:
     """What a scan took of each file, but for pages; WHOLE if there is no index with images."""
     try:
         known = indices.read(indices.present(index))
-    except (OSError, ValueError):  # as in pages_of
+    except (OSError, ValueError) as error:  # as in pages_of
+        raise_trouble(error)
         return WHOLE
     return part_named(known.part) if len(known.rows) else WHOLE
 

@@ -26,6 +26,7 @@ from fastequi.data.sources.image_sets import Part, embedded_photos, open_parts, 
 from fastequi.data.sources.images import Region, Source, united
 from fastequi.data.sources.parts import file_of, part_of, split
 from fastequi.data.sources.selection import Data
+from fastequi.data.sources.trouble import Unreadable, patiently, raise_trouble
 from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -273,8 +274,10 @@ def _bytes(source: Source, i: int) -> int:
 def _digest(source: Source, i: int) -> bytes | None:
     """Of an image's bytes; None where they cannot be read."""
     try:
-        return hashlib.sha256(source.encoded(i).data).digest()
-    except OSError:
+        return hashlib.sha256(patiently(source.encoded, i).data).digest()
+    except OSError as error:
+        if not isinstance(error, Unreadable):  # an image of a lost shard is not used
+            raise_trouble(error)
         return None
 
 

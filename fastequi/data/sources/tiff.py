@@ -76,6 +76,9 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
             places = list(range(page, min(page + max(channels // samples, 1), number)))
         taken = dict(zip(places, [first, *map(at, places[1:])], strict=True))
         _expect_channels(taken)
+        for one in taken.values():
+            if one.is_tiled:  # as tiff_tags.expect_tiles does of the first page
+                expect_pixels(one.tilelength, one.tilewidth, samples)
         pages = [one.asarray() for one in taken.values()]
         orientation = _orientation(first)
         planar = samples > 1 and first.planarconfig == 2

@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 from PIL import TiffImagePlugin
 
+from fastequi.data.sources.limits import expect_pixels
 from fastequi.data.sources.quiet_pillow import quiet_pillow
-from fastequi.data.sources.trouble import expect_read, is_trouble
+from fastequi.data.sources.trouble import expect_read, raise_trouble
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA, FORMATS = (
@@ -18,6 +19,7 @@ DESCRIPTION, ORIENTATION, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, EXTRA
 NODATA = 42113  # GDAL's: a number that stands for none, as text
 WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2
 _LABS = (8, 9, 10)  # CIE L*a*b*, of ICC, of ITU
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _SHORT = 3  # the type of a tag's numbers
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4  # a page that is another's at a smaller size, or its mask
 _PREFIX = 8, 16  # bytes of a TIFF's first header, of a BigTIFF's
@@ -125,6 +127,18 @@ def places_of(file: BinaryIO) -> list[int]:
     return places
 
 
+def expect_tiles(tags: Any) -> None:
+    """Refuses tiles that claim more values than an image may have: libraries take memory for one
+    before they read it.
+
+    Raises:
+        Exception: they do; see :func:`limits.expect_pixels`.
+    """
+    if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+        samples = int(tags.get(SAMPLES, 1))
+        expect_pixels(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH]), samples)
+
+
 def chain_of(file: BinaryIO, most: int | None = None) -> tuple[list[int], str]:
     """Where the pages' directories begin, and what is wrong behind the last of them if so.
 
@@ -145,8 +159,7 @@ def chain_of(file: BinaryIO, most: int | None = None) -> tuple[list[int], str]:
             if number < 1 or not file.read(1):
                 raise ValueError
         except (struct.error, OSError, OverflowError, ValueError) as error:
-            if is_trouble(error):
-                raise
+            raise_trouble(error)
             return _pages(found), f"page {len(found)} lies beyond the end of the file"
         found[place] = belongs
         behind = file.read(struct.calcsize(following))
