@@ -91,12 +91,12 @@ class Loop:
             progress, number, save_due = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
             if last and not number:
-                larger = "--train.epochs, --train.steps or --train.minutes"
+                larger = "a larger --train.epochs, --train.steps or --train.minutes"
                 if clock.cut(step, progress):
-                    larger = "--max-steps, or without it"
+                    larger = "a larger --max-steps, or none,"
                 logger.info(
-                    "the run has already reached step %d: nothing to train (--resume with a larger "
-                    "%s, goes on)",
+                    "the run has already reached step %d: nothing to train (--resume with %s "
+                    "goes on)",
                     *(step, larger),
                 )
             if not last and self.processes.first:

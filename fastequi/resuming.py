@@ -49,6 +49,10 @@ _KEPT: dict[str, Callable[[Any], Any]] = {
 }
 _KEPT["anchor.kind"] = lambda value: value != "none"
 _KEPT |= dict.fromkeys(("tir.recon_weight", "data.mask_share", "train.ema_momentum"), bool)
+_HINTS = {
+    "data.file_part": " by the index; a scan with the --axes, --array and --nodata that the run's "
+    "images were scanned with takes them as it did"
+}
 _OWN_RATIO = ("vit_so150m", "vit_huge_plus")
 
 
@@ -69,7 +73,8 @@ def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
         del found["model.mlp_ratio"]  # said by one and not by the other
     for name, (old, new) in found.items():
         if name in _KEPT and _KEPT[name](old) != _KEPT[name](new):
-            raise ValueError(f"{name}: expected {old}, which --resume cannot change, got {new}")
+            kept = f"expected {old}, which --resume cannot change, got {new}"
+            raise ValueError(f"{name}: {kept}{_HINTS.get(name, '')}")
     return found
 
 

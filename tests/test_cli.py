@@ -120,7 +120,7 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
         pretrain("demo", *again)
         assert "already reached step 2" in caplog.text
         assert "others" not in caplog.text
-        assert "(--resume with a larger --max-steps, or without it, goes on)" in caplog.text
+        assert "(--resume with a larger --max-steps, or none, goes on)" in caplog.text
     (run / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=re.escape(f"--resume: {run}/config.json cannot be read")):
         pretrain("demo", *again)

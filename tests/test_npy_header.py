@@ -95,6 +95,12 @@ def test_images_are_read_without_ast(monkeypatch):
         assert shape_of(io.BytesIO(content))[:2] == (2, 3)
 
 
+def test_types_by_one_letter_are_read():
+    for letter in "?BHf":
+        read = npy_header.read(io.BytesIO(written(about(f"'{letter}'"))))
+        assert read[2] == np.dtype(letter)
+
+
 def plain(array):
     file = io.BytesIO()
     np.save(file, array)

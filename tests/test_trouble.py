@@ -26,7 +26,7 @@ from fastequi.data.sources.measured import Counts
 from fastequi.data.sources.parts import FilePart
 from fastequi.data.sources.ranged_file import RangedFile
 from fastequi.data.sources.shards import members
-from fastequi.data.sources.trouble import Unreadable, is_trouble, patiently
+from fastequi.data.sources.trouble import Unreadable, is_trouble, patiently, raise_trouble
 from fastequi.paths import SE2
 from tests.support import science
 
@@ -96,6 +96,7 @@ def test_what_passes_leaves_no_image_out(tmp_path, monkeypatch, error, capsys):
 def test_what_stays_ends_a_scan_that_goes_on_later(tmp_path, monkeypatch, error, said, capsys):
     folder = written(tmp_path)
     with monkeypatch.context() as patch:
+        patch.setattr(trouble, "lacks_memory", lambda _: True)
         failing(patch, error, 10**6)
         assert run(folder) == 2
     err = capsys.readouterr().err
@@ -354,7 +355,10 @@ def test_a_file_that_asks_for_more_memory_than_there_is_is_left_out(monkeypatch)
     sizes, counts = scan.examined(content, code, 1)
     assert sizes == ["of its tags"] * 2
     assert counts is None
-    assert len(asked) == 5  # the second is not waited for
+    assert len(asked) == 8
+    monkeypatch.setattr(trouble, "lacks_memory", lambda _: True)
+    with pytest.raises(MemoryError, match="of its tags"):
+        scan.examined(content, code, 1)
 
 
 def test_patience_is_for_trouble_alone(monkeypatch):
@@ -366,7 +370,7 @@ def test_patience_is_for_trouble_alone(monkeypatch):
 
     for error, times in (
         (fault(errno.ENOENT), 1),
-        (fault(errno.EIO), 4),
+        (fault(errno.EIO), 2),
         (Unreadable("asked before"), 1),
         (fault(errno.ENFILE), 4),
         (MemoryError(), 4),
@@ -376,8 +380,26 @@ def test_patience_is_for_trouble_alone(monkeypatch):
         with pytest.raises(type(error)):
             patiently(call, error)
         assert len(calls) == times
-        own = getattr(error, "errno", None) in (errno.ENOENT, errno.EIO)
+        own = isinstance(error, MemoryError) or error.errno in (errno.ENOENT, errno.EIO)
         assert is_trouble(error) != own
-    with pytest.raises(MemoryError):  # the next in a minute is not waited for
-        patiently(call, MemoryError())
-    assert len(calls) == times + 1
+    monkeypatch.setattr(trouble, "_tired_until", -math.inf)
+    for error, times in (  # a bad sector, or a file that asks for too much, tires nobody
+        (fault(errno.EIO), 2),
+        (MemoryError(), 4),
+        (fault(errno.EMFILE), 4),
+        (fault(errno.ENFILE), 1),
+        (MemoryError(), 1),
+        (fault(errno.EIO), 2),
+    ):
+        calls.clear()
+        with pytest.raises(type(error)):
+            patiently(call, error)
+        assert len(calls) == times
+
+
+def test_memory_is_lacking_where_there_is_none():
+    assert not is_trouble(MemoryError())
+    assert is_trouble(MemoryError(), needed=1 << 60)
+    with pytest.raises(MemoryError, match=r"^a\.tif: MemoryError$"):
+        raise_trouble(MemoryError(), "a.tif", 1 << 60)
+    raise_trouble(MemoryError(), "a.tif")

@@ -28,7 +28,7 @@ from fastequi.data.pixels import Pixels
 from fastequi.data.sources.encoded import header, unmarked, why
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind
-from fastequi.data.sources.trouble import Unreadable, patiently, raise_trouble
+from fastequi.data.sources.trouble import Unreadable, lacks_memory, patiently, raise_trouble
 from fastequi.data.values import as_rgb, carried, checked, is_array, is_for_dali
 
 logger = logging.getLogger(__name__)
@@ -103,10 +103,10 @@ class Given:
     def _read(self, i: int) -> NDArray[np.uint8] | str:
         """The bytes of an image, or the reason why they cannot be read."""
         try:
-            return patiently(self.source.encoded, i, path=self.source.paths[i])
-        except OSError as error:
+            return patiently(self.source.encoded, i)
+        except (MemoryError, OSError) as error:
             if not isinstance(error, Unreadable):  # which loses its shard
-                raise_trouble(error)
+                raise_trouble(error, self.source.paths[i])
             return why(error, self.source.paths[i])
 
     def _bytes(self, i: int) -> NDArray[np.uint8]:
@@ -205,12 +205,11 @@ def _sizes(
             found.append((size, False))
             continue
         try:
-            if _of_memory(size) and _lacks_memory(image):
+            if _of_memory(size) and lacks_memory(_needed(image)):
                 raise MemoryError(size)  # which is no reason to decode it otherwise
             made = patiently(_values, image, pixels)
         except Exception as error:  # whatever damaged bytes make a library raise
-            if not isinstance(error, MemoryError) or _lacks_memory(image):
-                raise_trouble(error)
+            raise_trouble(error, needed=_needed(image))
             found.append((size or why(error), True))
             continue
         found.append((made.shape[:2], True))
@@ -224,19 +223,13 @@ def _of_memory(reason: str) -> bool:
     return any(word in reason.lower() for word in ("memory", "bad_alloc"))
 
 
-def _lacks_memory(image: NDArray[np.uint8]) -> bool:
-    """Whether there is none for what an image claims to be, a few times over; damaged tags may ask
-    for more than that."""
-    try:
-        found = header(image)
-        if isinstance(found, str):
-            return False
-        kind = Kind.of(found.kind)
-        values = found.height * found.width * (4 if kind is None else kind.channels)
-        np.empty(_TIMES * 4 * values, np.uint8)
-    except MemoryError:
-        return True
-    return False
+def _needed(image: NDArray[np.uint8]) -> int:
+    """Bytes that an image takes while it is decoded, by what it claims to be."""
+    found = header(image)
+    if isinstance(found, str):
+        return 0
+    kind = Kind.of(found.kind)
+    return _TIMES * 4 * found.height * found.width * (4 if kind is None else kind.channels)
 
 
 def _values(image: NDArray[np.uint8], pixels: Pixels | None) -> NDArray[Any]:

@@ -171,12 +171,11 @@ def _unseen(listing: Listing, i: int) -> int:
 
 def _read(listing: Listing, i: int) -> _Read | str:
     try:
-        data = patiently(listing.read, i, path=listing.path(i))
-        marks = patiently(listing.marks, i)
-    except OSError as error:
-        raise_trouble(error)  # of which the index shall not know
+        data, marks = patiently(listing.read, i), patiently(listing.marks, i)
+        found = header(data, listing.pages_are_channels)
+    except (MemoryError, OSError) as error:
+        raise_trouble(error, listing.path(i))  # of which the index shall not know
         return why(error, listing.path(i))
-    found = header(data, listing.pages_are_channels)
     if isinstance(found, str):
         return found
     return _Read(data, hashlib.sha256(data.data).hexdigest()[:_DIGITS], marked(found, marks))

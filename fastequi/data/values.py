@@ -36,6 +36,8 @@ _OF_PNG = {0: 1, 2: 3, _WITH_ALPHA: 4}  # channels of the colour types that DALI
 def is_for_dali(image: Bytes, pixels: Pixels) -> bool:
     """Whether DALI decodes the bytes as they are."""
     start = image[: dicom.START].tobytes()
+    if dicom.is_dicom(start):  # which may begin as a TIFF does
+        return False
     if pixels.as_arrays:  # floats are looked at
         return pixels.depth != "float32" and arrays.is_plain(
             BytesIO(image.data), pixels.depth, pixels.count
@@ -119,12 +121,14 @@ def decoded(image: Bytes, channels: int | None = None) -> NDArray[Any]:
 def is_array(image: Bytes) -> bool:
     """Whether neither DALI nor Pillow makes RGB of the bytes: NumPy's, DICOM, an odd TIFF."""
     start = image[: dicom.START].tobytes()
+    if dicom.is_dicom(start):
+        return True
     if tiff_tags.is_tiff(start):
         try:
             return tiff_tags.is_odd(tiff_tags.tags_of(BytesIO(image.data)))
         except Exception:  # damaged; who decodes it says so
             return False
-    return bool(arrays.format_of_bytes(start)) or dicom.is_dicom(start)
+    return bool(arrays.format_of_bytes(start))
 
 
 def as_rgb(values: NDArray[Any]) -> NDArray[np.uint8]:

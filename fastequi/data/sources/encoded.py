@@ -160,13 +160,14 @@ def header(image: str | NDArray[np.uint8], pages_are_channels: bool = False) -> 
     """
     try:
         if isinstance(image, str):
-            return patiently(_header_of_file, image, pages_are_channels, path=image)
+            return patiently(_header_of_file, image, pages_are_channels)
         return patiently(_header, BytesIO(image.data), len(image), pages_are_channels)
     except Image.DecompressionBombError as error:
         return f"refused undecoded: {error}"
     except Exception as error:  # whatever a damaged header makes Pillow raise
-        raise_trouble(error)
-        return why(error, image if isinstance(image, str) else "")
+        path = image if isinstance(image, str) else ""
+        raise_trouble(error, path)
+        return why(error, path)
 
 
 def _header_of_file(path: str, pages_are_channels: bool) -> Header | str:

@@ -51,11 +51,11 @@ def _header(listing: Listing, i: int) -> Header | str:
     if listing.span(i) is None:
         return header(listing.path(i))
     try:
-        found = header(patiently(listing.read, i, path=listing.path(i)))
+        found = header(patiently(listing.read, i))
         if isinstance(found, str):
             return found
         marks = patiently(listing.marks, i)
         return marked(found._replace(bytes=listing.state(i).bytes), marks)
-    except OSError as error:
-        raise_trouble(error)
+    except (MemoryError, OSError) as error:
+        raise_trouble(error, listing.path(i))
         return why(error, listing.path(i))

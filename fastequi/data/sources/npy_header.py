@@ -15,7 +15,7 @@ MAGIC = b"\x93NUMPY"
 _LENGTHS = {(1, 0): 2, (2, 0): 4}  # bytes of the header's length by the format's version
 _LONGEST = 10_000  # NumPy's own limit
 _SHOWN = 60
-_TYPE = re.compile(r"[<>|=]?[A-Za-z]\d*|[a-z]+\d*")
+_TYPE = re.compile(r"[<>|=]?[A-Za-z?]\d*|[a-z]+\d*")
 _TEXT = r"""u?(?P<{0}quote>['"])(?P<{0}>[^'"]*)(?P={0}quote)"""
 _ENTRY = re.compile(
     rf"\s*{_TEXT.format('key')}\s*:\s*"

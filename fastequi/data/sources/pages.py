@@ -45,10 +45,10 @@ def _encoded(opened: BinaryIO, part: FilePart) -> NDArray[np.uint8]:
     try:
         start = opened.read(dicom.START)
         opened.seek(0)
+        if dicom.is_dicom(start) and part.page is not None:  # it may begin as a TIFF does
+            return arrays.encoded(dicom.decoded(opened, frame=part.page))
         if tiff_tags.is_tiff(start):
             return _of_tiff(opened, part)
-        if dicom.is_dicom(start) and part.page is not None:
-            return arrays.encoded(dicom.decoded(opened, frame=part.page))
         if part.page is not None:
             raise ValueError("expected a TIFF or DICOM")
         if part == FilePart(nodata=part.nodata) and not arrays.format_of_bytes(start):
@@ -105,9 +105,9 @@ def count_in(opened: BinaryIO) -> int:
     try:
         start = opened.read(dicom.START)
         opened.seek(0)
-        if tiff_tags.is_tiff(start):
-            return tiff_stacks.count(opened)
-        return dicom.count(opened) if dicom.is_dicom(start) else 1
+        if dicom.is_dicom(start):
+            return dicom.count(opened)
+        return tiff_stacks.count(opened) if tiff_tags.is_tiff(start) else 1
     except tiff_tags.CutOff:  # a header, of the first page, does not know of them
         expect_read(opened)
         raise

@@ -153,6 +153,9 @@ def _counts(listing: Listing) -> Iterator[int | str]:
             return patiently(listing.pages, i)
         except CutOff as error:
             return str(error)
+        except MemoryError as error:
+            raise_trouble(error, listing.path(i))
+            return 1  # its header will say why
 
     if listing.remote is None:
         yield from map(count, range(len(listing)))

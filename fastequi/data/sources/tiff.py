@@ -72,16 +72,16 @@ def decoded(file: BinaryIO, channels: int | None = None, page: int = 0) -> NDArr
 
         first = at(places[0])
         samples = int(first.samplesperpixel)
+        planar = samples > 1 and first.planarconfig == 2
         if len(places) == 1 and channels is not None:
             places = list(range(page, min(page + max(channels // samples, 1), number)))
         taken = dict(zip(places, [first, *map(at, places[1:])], strict=True))
         _expect_channels(taken)
         for one in taken.values():
             if one.is_tiled:  # as tiff_tags.expect_tiles does of the first page
-                expect_pixels(one.tilelength, one.tilewidth, samples)
+                expect_pixels(one.tilelength, one.tilewidth, 1 if planar else samples)
         pages = [one.asarray() for one in taken.values()]
         orientation = _orientation(first)
-        planar = samples > 1 and first.planarconfig == 2
         inverted = first.photometric == WHITE_IS_0 and first.dtype.kind == "u"
     if samples == 1:
         values = np.stack(pages, -1)

@@ -135,7 +135,7 @@ def expect_tiles(tags: Any) -> None:
         Exception: they do; see :func:`limits.expect_pixels`.
     """
     if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
-        samples = int(tags.get(SAMPLES, 1))
+        samples = int(tags.get(SAMPLES, 1)) if tags.get(PLANAR, 1) == 1 else 1
         expect_pixels(int(tags[_TILE_LENGTH]), int(tags[_TILE_WIDTH]), samples)
 
 
