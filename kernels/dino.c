@@ -63,7 +63,8 @@ INLINE void slopes_of(const Work *work, int64_t at, int64_t end, int dtype, int 
     vf slope[2];
     for (int v = 0; v < 2; v++)
       slope[v] = AT(vf, powers + at + v * LANES) * share - AT(vf, wanted + at + v * LANES) * factor;
-    store_two(grad, at, slope[0], slope[1], dtype, stream, number);
+    if (dtype == BFLOAT16 && number) put_nearest_halves((uint16_t *)grad + at, slope[0], slope[1], stream);
+    else store_two(grad, at, slope[0], slope[1], dtype, stream, number);
   }
   for (; at < end; at++) put(grad, at, powers[at] * share - wanted[at] * factor, dtype);
 }

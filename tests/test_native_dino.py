@@ -23,6 +23,13 @@ POWERS = """
 void EXPORT(powers)(const float *x, float *out, int64_t n) {
   for (int64_t i = 0; i < n; i += LANES) AT(vf, out + i) = exp2_of(AT(vf, x + i));
 }
+void EXPORT(halves)(const float *x, float *out, int64_t n) {
+  uint16_t to[2 * LANES];
+  for (int64_t i = 0; i < n; i += LANES) {
+    put_nearest_halves(to, splat(0.0f), AT(vf, x + i), 0);
+    AT(vf, out + i) = load(to, LANES, BFLOAT16);
+  }
+}
 void EXPORT(logarithms)(const float *x, float *out, int64_t n) {
   for (int64_t i = 0; i < n; i += LANES) AT(vf, out + i) = log2_of(AT(vf, x + i));
 }
@@ -96,6 +103,22 @@ def test_powers_of_two_outside_the_range(powers):
         assert np.isnan(call(given)[8])
         assert (call(between) >= 0).all()
         assert (call(between) <= np.exp2(between) * (1 + 2.0**-22)).all()
+
+
+def test_numbers_become_the_nearest_bfloat16(libraries):
+    generator = np.random.default_rng(0)
+    size = 2.0 ** generator.uniform(-120, 120, 100_000) * generator.choice([-1, 1], 100_000)
+    middle = (np.arange(128, 256) + 0.5) / 128  # between two
+    x = np.concatenate([size, middle, -middle, [0.0, -0.0, np.inf, -np.inf]]).astype(np.float32)
+    even = torch.from_numpy(x).bfloat16().float().numpy()
+    for isa, call in of_arrays(libraries, "halves").items():
+        found = call(x)
+        assert np.array_equal(found[: len(size)], even[: len(size)]), isa
+        assert np.array_equal(np.signbit(found), np.signbit(x)), isa
+        assert np.array_equal(found[-4:], even[-4:]), isa
+        above = found[len(size) : len(size) + len(middle)]
+        assert np.array_equal(above, middle + 0.5 / 128), isa
+        assert np.array_equal(found[len(size) + len(middle) : -4], -above), isa
 
 
 def test_logarithms_are_within_two_units_or_a_rounding_of_one(libraries):
@@ -282,6 +305,17 @@ def test_rows_whose_largest_logit_comes_late(columns, first):
     wanted, slope = exact(student, teacher, target)
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(grad.double(), slope, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_are_the_nearest():
+    student, teacher, target = plain(columns=1536, dtype=torch.bfloat16)
+    student, teacher = 0.1 * student, 0.1 * teacher
+    grad = ours(student, teacher, target)[1]
+    slope = exact(student, teacher, target)[1]
+    unit = torch.from_numpy(np.spacing(slope.abs().float().numpy())).double() * 2**16
+    large = slope.abs() > 1e-3 * slope.abs().max()  # others are differences of nearly equal ones
+    assert large.sum() > 1000
+    assert ((grad.double() - slope).abs() / unit)[large].max() < 0.51
 
 
 @pytest.mark.parametrize("teachers", [1, 2])
