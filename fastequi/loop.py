@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,9 @@ class Loop:
         self.freezing = Freezing(method.backbone, self.config.optim.freeze_encoder)
         self.model: nn.Module = method
         self.watch = Watch(self.config.train.stop_if_worse)
+        self.position: dict[str, Any] = {}  # the loader's, before the next step's first batch
+        self.batch: Batch | None = None  # that batch, or what came in its place
+        self.fault: Exception | None = None
 
     def run(self, state: dict[str, Any], max_steps: int | None) -> None:
         """Trains from a checkpoint's state, or the first one's, to the end or to a signal.
@@ -75,6 +79,8 @@ class Loop:
         Raises:
             Preempted: a signal asked for a stop; all steps so far are saved.
             FloatingPointError, RuntimeError: as of :func:`fastequi.train.pretrain`.
+            Exception: a step's first batch cannot be had, by this process or another one; all steps
+                so far are saved.
         """
         train, step = self.config.train, state["step"]
         total = self.config.total_steps(len(self.loader))
@@ -88,8 +94,11 @@ class Loop:
         self.method.train()
         with PreemptionHandler(self.processes.first) as handler:
             timer = Timer(train.checkpoint_minutes)
-            progress, number, save_due = self._agree(clock, step, handler, timer)
+            self._fetch(batches, clock, step, handler)
+            progress, number, save_due, failed = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
+            if failed and not last:
+                raise self._fault()
             if last and not number:
                 larger = "a larger --train.epochs, --train.steps or --train.minutes"
                 if clock.cut(step, progress):
@@ -110,7 +119,8 @@ class Loop:
                 self.method.before_step(progress)
                 guard.begin()
                 for left in reversed(range(train.accumulate)):
-                    batch = next(batches)
+                    batch = next(batches) if self.batch is None else self.batch
+                    self.batch = None
                     with accumulating(self.model, left == 0):
                         out = self._forward(batch)
                         self._backward(out["loss"] / train.accumulate)
@@ -126,19 +136,25 @@ class Loop:
                 if self.ema is not None:
                     self.ema.update(self.method, taken)
                 meter.add({"grad_norm": norm})
-                progress, number, save_due = self._agree(clock, step, handler, timer)
+                self._fetch(batches, clock, step, handler)
+                progress, number, save_due, failed = self._agree(clock, step, handler, timer)
                 last = clock.done(step, progress) or bool(number)
-                intervals = self._probes_due(step, last)
+                failed = failed and not last
+                last = last or failed
+                intervals = set() if failed else self._probes_due(step, last)
                 every = train.checkpoint_every
                 saves = last or save_due or (every > 0 and step % every == 0)
                 logs = step % train.log_every == 0 or last or step == 1 or intervals
                 if logs or saves:  # the same steps on all processes
                     guard.report()
-                    self.loader.leave_out(self.processes.union(self.loader.left_out))
+                    if not failed:
+                        self.loader.leave_out(self.processes.union(self.loader.left_out))
+                        self.position["quarantined"] = dict(self.loader.quarantined)
                 if logs:
-                    when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
+                    epoch, left_out = self.position["epoch"], len(self.position["quarantined"])
+                    when = {"step": step, "epoch": epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    counts = {**guard.counts(), "quarantined": len(self.loader.quarantined)}
+                    counts = {**guard.counts(), "quarantined": left_out}
                     figures, is_best = self._probe(intervals, step, clock, meter)
                     row = {**when, "lr": lr, **means, **counts, **figures}
                     self.log.write(row)
@@ -152,24 +168,49 @@ class Loop:
             self.freezing.at(1.0)
             self.saver.wait()
             stopped = self.watch.stopped() is not None
-            cut = "" if number or stopped else clock.cut(step, progress)
+            failed = last and failed and not stopped
+            cut = "" if number or stopped or failed else clock.cut(step, progress)
             if cut and self.processes.first:
                 logger.info(cut)
             self.processes.barrier()  # torchrun stops all soon after the first one exits
             if number and not stopped:
                 saved = f": saved after step {step}" if step > state["step"] else " before a step"
                 raise Preempted(f"received {handler.name(number)}{saved}", number)
+            if failed:
+                if self.processes.first:
+                    logger.warning("saved after step %d; --resume goes on from there", step)
+                raise self._fault()
+
+    def _fetch(
+        self, batches: Iterator[Batch], clock: Clock, step: int, handler: PreemptionHandler
+    ) -> None:
+        """Takes the next step's first batch, unless this was the last one: before the processes
+        agree on how to go on, so that all know where one of them has none."""
+        self.position = self.loader.state_dict()
+        if clock.done(step, clock.progress(step)) or handler.number:
+            return
+        try:
+            self.batch = next(batches)
+        except Exception as error:
+            self.fault = error
+
+    def _fault(self) -> Exception:
+        """Why there is no next batch."""
+        elsewhere = "another process cannot go on; its own message says why"
+        return self.fault or RuntimeError(elsewhere)
 
     def _agree(
         self, clock: Clock, step: int, handler: PreemptionHandler, timer: Timer
-    ) -> tuple[float, int, bool]:
-        """Progress, the signal that asks for a stop (or 0), and whether a checkpoint is due.
+    ) -> tuple[float, int, bool, bool]:
+        """Progress, the signal that asks for a stop (or 0), whether a checkpoint is due, and
+        whether a process has no next batch.
 
         Progress and checkpoints follow the first process's clock, so that all do the same.
         """
         own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
-        progress, due, number = self.processes.all_reduce_max([*own, handler.number])
-        return progress, int(number), bool(due)
+        numbers = [*own, handler.number, self.fault is not None]
+        progress, due, number, failed = self.processes.all_reduce_max(numbers)
+        return progress, int(number), bool(due), bool(failed)
 
     def _freeze(self, progress: float) -> None:
         """Freezes or thaws the encoder; DDP has to know anew which parameters get gradients."""
@@ -245,7 +286,7 @@ class Loop:
         return clip_gradients(params, self.config.optim.clip, self.config.optim.clip_per_tensor)
 
     def _save(self, step: int, seconds: float, guard: Guard) -> None:
-        state = {"data": self.loader.state_dict(), "seconds": seconds, **guard.state_dict()}
+        state = {"data": self.position, "seconds": seconds, **guard.state_dict()}
         state |= self.watch.state_dict()
         in_parts = is_fsdp(self.method)
         generators = checkpoint.generators(self.processes)

@@ -95,7 +95,11 @@ def pretrain(
             logged. Or `config.init`'s weights are not those of the config's model.
         BlockingIOError: another run holds the folder, and did not end while this one waited.
         FloatingPointError: `train.max_skipped` consecutive steps were not finite.
-        RuntimeError: `train.stop_if_worse`, and the probe before the first step gave no score.
+        RuntimeError: `train.stop_if_worse`, and the probe before the first step gave no score. Or
+            more images are damaged than `config.data.tolerate` allows, or another process has none
+            any more; all steps so far are saved.
+        OSError, MemoryError: the machine or a network cannot give this process's next images; all
+            steps so far are saved.
         Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
         KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
