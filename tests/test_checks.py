@@ -1,5 +1,7 @@
 """Arguments of the fused losses and paths that cannot be are refused by their name."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,25 @@ def test_the_reference_of_a_device_is_named():
         checks.check_floating("z", Z.to_sparse())
     with pytest.raises(ValueError, match=r"^z1, z2: expected at least one channel, got \(4, 0\)"):
         fastequi.vicreg_loss(Z[:, :0], Z[:, :0])
+
+
+LAST = IMAGE.permute(0, 2, 3, 1)
+THREE = (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("call", "other"),
+    [
+        (lambda: fastequi.warp_recon_loss(rows(2, 2, 3, 8, 8), LAST, THETA), "pred"),
+        (lambda: fastequi.blur_recon_loss(rows(2, 1, 3, 8, 8), LAST, 1.0), "pred"),
+        (lambda: fastequi.warp(LAST, THETA, mean=THREE, std=0.2), "mean"),
+        (lambda: fastequi.gaussian_blur(LAST, 1.0, mean=0.5, std=THREE), "std"),
+    ],
+)
+def test_an_image_whose_channels_come_last_is_told_so(call, other):
+    expected = f"image: expected [B, C, Hs, Ws] with C=3 as in {other}, got (2, 8, 8, 3); of"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
+        call()
 
 
 def test_rows_without_channels_and_layers_without_prototypes_are_refused():

@@ -161,10 +161,23 @@ def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Float
         raise TypeError(f"image: expected uint8, uint16 or a floating dtype, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image: expected [B, C, Hs, Ws], got {tuple(image.shape)}")
+    for name, values in (("mean", mean), ("std", std)):
+        if _several(values):
+            _expect_channels_first(image, len(values), name)
     mean, std = normalisation(image.shape[1], mean, std)
     if mean is not None and image.is_floating_point() and image.numel():
         check_range(image)
     return mean, std
+
+
+def _expect_channels_first(image: Tensor, channels: int, other: str) -> None:
+    """Raises ValueError where the last dimension has the other argument's channels, as of images
+    that were read from files."""
+    if image.shape[3] == channels != image.shape[1]:
+        raise ValueError(
+            f"image: expected [B, C, Hs, Ws] with C={channels} as in {other}, got "
+            f"{tuple(image.shape)}; of [B, Hs, Ws, C] it is image.permute(0, 3, 1, 2)"
+        )
 
 
 def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Floats]:
@@ -335,6 +348,7 @@ def check_pred(
     patch_size = check_patch_size(layout, patch_size)
     if layout == "image":
         if pred.shape[2] != channels or 0 in pred.shape[3:]:
+            _expect_channels_first(image, pred.shape[2], "pred")
             raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
