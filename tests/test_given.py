@@ -14,7 +14,7 @@ pytest.importorskip("nvidia.dali")
 
 from fastequi.data.config import Augment
 from fastequi.data.decode import decoded_sizes
-from fastequi.data.given import Given
+from fastequi.data.given import Given, decoded_values
 from fastequi.data.loader import make_loader
 from fastequi.data.pillow import as_ppm, decoded, is_for_pillow
 from fastequi.data.reader import read
@@ -55,6 +55,18 @@ def test_which_webp_dali_refuses_is_known(lossless):
                     webp = as_array(saved(image, "WEBP", lossless=lossless, **more, **data))
                     (size,) = decoded_sizes([webp], CPU, 1)
                     assert isinstance(size, str) == is_for_pillow(webp)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_colours_beside_an_alpha_channel_are_those_of_the_file(orientation, turns, big):
+    """DALI multiplies them by alpha where a TIFF is to be turned."""
+    values = np.random.default_rng(0).integers(0, 255, (20, 12, 4), np.uint8)
+    for count in (3, 4):
+        image = Image.fromarray(np.ascontiguousarray(values[..., :count]))
+        tiff = as_array(saved(image, "TIFF", tiffinfo={274: orientation}, big_tiff=big))
+        assert is_for_pillow(tiff) == (count == 4 and orientation != 1)
+        np.testing.assert_array_equal(decoded_values(tiff, None), np.rot90(values[..., :3], turns))
 
 
 def files(folder, refused=True):

@@ -19,6 +19,8 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 Bytes = NDArray[np.uint8]  # encoded
 
 _RIFF = 12  # bytes before the first chunk of a WebP file
+_TIFFS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"  # the last two with offsets of 64 bits
+_BITS, _ORIENTATION, _EXTRA = 258, 274, 338  # tags
 
 
 def decoded(image: Bytes) -> Pixels:
@@ -48,17 +50,21 @@ def as_ppm(pixels: Pixels) -> Bytes:
 
 
 def is_for_pillow(image: Bytes) -> bool:
-    """Whether DALI is known to refuse the bytes: GIF, AVIF, DIB, and where it loses its way.
+    """Whether DALI is known to refuse the bytes, GIF, AVIF, DIB, or to make something else of them.
 
-    That is in a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
-    byte that fills it up; and in a TIFF that does not say how many bits a pixel has, one then.
+    That is of a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
+    byte that fills it up; of a TIFF that does not say how many bits a pixel has, one then; and of
+    one with an alpha channel that is to be turned, whose colours DALI multiplies by alpha.
     """
     start = image[:_RIFF].tobytes()
     if start[:4] in (b"GIF8", b"\x28\0\0\0") or start[4:] in (b"ftypavif", b"ftypavis"):
         return True
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":
         return _exif_is_lost(image)
-    return start[:4] in (b"II*\0", b"MM\0*") and not _says_bits(image)
+    if start[:4] not in _TIFFS:
+        return False
+    tags = _tags_of(image)
+    return _BITS not in tags or (tags.get(_ORIENTATION, 1) != 1 and _EXTRA in tags)
 
 
 def _exif_is_lost(webp: Bytes) -> bool:
@@ -72,16 +78,19 @@ def _exif_is_lost(webp: Bytes) -> bool:
     return False
 
 
-def _says_bits(tiff: Bytes) -> bool:
-    """Whether the first directory of a TIFF has its tag 258."""
+def _tags_of(tiff: Bytes) -> dict[int, int]:
+    """The tags of a TIFF's first directory, each with the first of its values if that is short."""
     order = "<" if tiff[0] == ord("I") else ">"
-    at = int(tiff[4:8].view(f"{order}u4")[0])
-    if at + 2 > len(tiff):
-        return True  # damaged
-    count = int(tiff[at : at + 2].view(f"{order}u2")[0])
-    fields = tiff[at + 2 : at + 2 + 12 * count]
-    tags = fields[: len(fields) // 12 * 12].reshape(-1, 12)[:, :2].copy().view(f"{order}u2")
-    return bool((tags == 258).any())
+    wide = tiff[:4].tobytes() in _TIFFS[2:]
+    offset, number, count, size = (8, "u8", 8, 20) if wide else (4, "u4", 2, 12)
+    at = int(tiff[offset : offset + int(number[1])].view(f"{order}{number}")[0])
+    if at + count > len(tiff):
+        return {_BITS: 0}  # damaged: DALI says how
+    many = int(tiff[at : at + count].view(f"{order}u{count}")[0])
+    fields = tiff[at + count :][: many * size]
+    each = fields[: len(fields) // size * size].reshape(-1, size)
+    tags, values = (each[:, k : k + 2].copy().view(f"{order}u2") for k in (0, size // 2 + 2))
+    return dict(zip(tags[:, 0].tolist(), values[:, 0].tolist(), strict=True))
 
 
 def _rgb(image: Image.Image) -> Pixels:
