@@ -25,9 +25,11 @@ from fastequi.kernels.prepared import Again, Calls
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from fastequi.functional.distributed import Group
+
 TARGETS = ("softmax", "sinkhorn")
 _DINO, _IBOT = Calls(), Calls()
-_MOST_ITERATIONS = 10_000  # one call of C, which Ctrl-C waits for
+MOST_ITERATIONS = 10_000  # one call of C, which Ctrl-C waits for
 MOST_TEMP = 1e6  # all prototypes are even long before; from 1e37 on C's float32 overflows
 
 
@@ -42,7 +44,7 @@ def dino_loss(
     center: Tensor | None = None,
     targets: str = "softmax",
     iterations: int = 3,
-    group: ProcessGroup | None = None,
+    group: Group = None,
     inplace: bool = False,
 ) -> Tensor:
     r"""Mean cross-entropy over all pairs of a student's and another teacher's view.
@@ -73,8 +75,9 @@ def dino_loss(
         center: [N] subtracted from the teacher's logits, for targets="softmax".
         targets: "softmax", or "sinkhorn": Sinkhorn-Knopp over all T·B rows, as in DINOv2.
         iterations: of Sinkhorn-Knopp, 1 to 10,000.
-        group: the processes whose rows are balanced together by Sinkhorn-Knopp; None: this one
-            alone. The mean is over this process's images, as data-parallel training wants it.
+        group: the processes whose rows are balanced together by Sinkhorn-Knopp: "world" for all, or
+            some of them; None: this one alone. The mean is over this process's images, as
+            data-parallel training wants it.
         inplace: the gradient takes the memory of `student`, whose values are then gone; autograd
             raises if anything else kept them. Not with prototypes, whose logits are not stored, nor
             where the teacher's logits share the student's memory.
@@ -85,6 +88,7 @@ def dino_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
     key, again = _DINO.find((student, teacher, center, *layers), settings)
@@ -116,14 +120,15 @@ def ibot_loss(
     center: Tensor | None = None,
     targets: str = "softmax",
     iterations: int = 3,
-    group: ProcessGroup | None = None,
+    group: Group = None,
     inplace: bool = False,
 ) -> Tensor:
     """Weighted sum over rows of the cross-entropy with the same row of the teacher.
 
     Masked image modelling: rows are patch tokens, and the weight of a token that was masked is
     1 / (masked tokens of its image · images). Rows of weight 0 are not read, so logits of all
-    tokens may be given with a mask for weights; there is nothing to gather.
+    tokens may be given, with weight=mask / mask.sum() for one mean over all; there is nothing to
+    gather.
 
     Args:
         student, teacher: [..., N] logits of the same shape; with prototypes [..., C] rows.
@@ -137,6 +142,7 @@ def ibot_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
     key, again = _IBOT.find((student, teacher, center, weight, *layers), settings)
@@ -211,7 +217,7 @@ def _options(
         arguments.number("teacher_temp", teacher_temp, above=0, most=MOST_TEMP),
         center,
         targets,
-        arguments.integer("iterations", iterations, most=_MOST_ITERATIONS),
+        arguments.integer("iterations", iterations, most=MOST_ITERATIONS),
         group,
         inplace,
     )
@@ -424,10 +430,16 @@ def _check_rows(student: Tensor, teacher: Tensor, weight: Tensor | None) -> None
             f"teacher: expected the student's {tuple(student.shape)}, got {tuple(teacher.shape)}"
         )
     if weight is not None:
-        checks.check_floating("weight", weight)  # a mask alone would be a sum, not a mean
+        if getattr(weight, "dtype", None) is torch.bool:
+            raise TypeError(
+                "weight: expected floats, got torch.bool; of a mask the mean over its rows is "
+                "weight=mask / mask.sum()"
+            )
+        checks.check_floating("weight", weight)
         checks.same_device(student=student, weight=weight)
-    if weight is not None and (weight.shape != student.shape[:-1] or weight.requires_grad):
-        raise ValueError(
-            f"weight: expected {tuple(student.shape[:-1])} without a gradient, "
-            f"got {tuple(weight.shape)}"
-        )
+        if weight.shape != student.shape[:-1]:
+            raise ValueError(
+                f"weight: expected {tuple(student.shape[:-1])}, got {tuple(weight.shape)}"
+            )
+        if weight.requires_grad:
+            raise ValueError("weight: expected none that requires a gradient; it gets none")

@@ -9,7 +9,7 @@ rows. This is so for any split of the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi.kernels.sinkhorn import log_sum_exp
+
+Group: TypeAlias = ProcessGroup | Literal["world"] | None
 
 
 def world() -> ProcessGroup | None:
@@ -26,10 +28,17 @@ def world() -> ProcessGroup | None:
     return None
 
 
-def check_group(group: ProcessGroup | None, sizes: Sequence[int] | None = None) -> None:
+def current(group: Group) -> ProcessGroup | None:
+    """The group itself; for "world" all processes that there are now, if there are several."""
+    return world() if isinstance(group, str) and group == "world" else group
+
+
+def check_group(group: Group, sizes: Sequence[int] | None = None) -> None:
     """The arguments `group` and `sizes` of a loss over all processes."""
+    group = current(group)
     if group is not None and not isinstance(group, ProcessGroup):
-        raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
+        got = repr(group) if isinstance(group, str) else type(group).__name__
+        raise TypeError(f'group: expected a ProcessGroup, "world" or None, got {got}')
     count = 1 if group is None else group.size()
     if sizes is not None and len(sizes) != count:
         raise ValueError(f"sizes: expected {count}, one of each process of group, got {sizes}")
@@ -45,8 +54,9 @@ def all_gather_sizes(x: Tensor, group: ProcessGroup | None) -> list[int]:
     return [int(n) for n in torch.cat(sizes).tolist()]
 
 
-def even_sizes(x: Tensor, group: ProcessGroup | None) -> list[int] | None:
+def even_sizes(x: Tensor, group: Group) -> list[int] | None:
     """Rows of x on every process if all hold as many, as with the loader; no communication."""
+    group = current(group)
     return None if group is None else [len(x)] * group.size()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, checks, distributed
+from fastequi.functional.distributed import Group
 from fastequi.kernels import koleo as _koleo
 from fastequi.kernels.precision import autocast_off
 from fastequi.kernels.prepared import Calls
@@ -19,7 +19,7 @@ def koleo_loss(
     z: Tensor,
     *,
     eps: float = 1e-8,
-    group: ProcessGroup | None = None,
+    group: Group = None,
     sizes: Sequence[int] | None = None,
 ) -> Tensor:
     """Kozachenko-Leonenko regulariser: -mean log of the distance to the nearest other row.
@@ -39,6 +39,7 @@ def koleo_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
         ValueError: fewer than two rows in all, of which none has a neighbour.
     """
+    group = distributed.current(group)
     key, again = _CALLS.find((z,), (eps, group, sizes))
     if again is not None:
         return again(z)

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, checks, distributed
+from fastequi.functional.distributed import Group
 from fastequi.kernels import nt_xent as _nt_xent
 from fastequi.kernels.prepared import Calls
 
@@ -22,7 +22,7 @@ def nt_xent_loss(
     z2: Tensor,
     *,
     temperature: float = 0.1,
-    group: ProcessGroup | None = None,
+    group: Group = None,
     sizes: Sequence[int] | None = None,
 ) -> Tensor:
     """Cross-entropy of finding an image's other view among all views of all images by cosine.
@@ -35,9 +35,9 @@ def nt_xent_loss(
             are taken in the one that holds both. Of half precision the unit rows are rounded to
             it, as under autocast, and their products added up in float32.
         temperature: .1 to .5 in the paper; at least 1e-6, where float32 still tells cosines apart.
-        group: the processes whose images are each other's negatives; None: this one alone. The
-            value is that of the whole batch on each of them, gradients as
-            `fastequi.functional.distributed` says.
+        group: the processes whose images are each other's negatives: "world" for all, or some of
+            them; None: this one alone. The value is that of the whole batch on each of them,
+            gradients as `fastequi.functional.distributed` says.
         sizes: N of every process, where known; else they are gathered, with a host sync.
 
     Returns:
@@ -46,6 +46,7 @@ def nt_xent_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    group = distributed.current(group)
     key, again = _CALLS.find((z1, z2), (temperature, group, sizes))
     if again is not None:
         return again(z1, z2)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, checks, distributed
+from fastequi.functional.distributed import Group
 from fastequi.kernels import vicreg as _vicreg
 from fastequi.kernels.precision import autocast_off
 from fastequi.kernels.prepared import Calls
@@ -23,7 +24,7 @@ def vicreg_loss(
     inv_weight: float = 25.0,
     var_weight: float = 25.0,
     cov_weight: float = 1.0,
-    group: ProcessGroup | None = None,
+    group: Group = None,
     sizes: Sequence[int] | None = None,
 ) -> Tensor:
     """Weighted sum of invariance, variance and covariance, in float32 whatever autocast says.
@@ -35,8 +36,8 @@ def vicreg_loss(
     Args:
         z1, z2: [N, D] embeddings of two views, N >= 2 in all; floating.
         inv_weight, var_weight, cov_weight: of the three terms.
-        group: the processes whose images make up the batch; None: this one alone. Value and
-            gradients are as `fastequi.functional.distributed` says.
+        group: the processes whose images make up the batch: "world" for all, or some of them;
+            None: this one alone. Value and gradients are as `fastequi.functional.distributed` says.
         sizes: images of every process, where known; else they are gathered, with a host sync.
 
     Returns:
@@ -45,6 +46,7 @@ def vicreg_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit, or one image, which has no variance.
     """
+    group = distributed.current(group)
     options = inv_weight, var_weight, cov_weight, group, sizes
     key, again = _CALLS.find((z1, z2), options)
     if again is not None:
@@ -59,10 +61,11 @@ def vicreg_terms(
     z1: Tensor,
     z2: Tensor,
     weights: tuple[float, float, float],
-    group: ProcessGroup | None = None,
+    group: Group = None,
     sizes: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`vicreg_loss`, and its unweighted terms [3] (inv, var, cov) without a gradient."""
+    group = distributed.current(group)
     return _terms(z1, z2, _checked(z1, z2, weights, group, sizes), group, sizes)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from fastequi.functional import arguments, distributed, nt_xent_loss
+from fastequi.functional.distributed import Group
 
 
 class NTXentLoss(nn.Module):
@@ -15,10 +15,10 @@ class NTXentLoss(nn.Module):
 
     Args:
         temperature: of the cosines.
-        group: the processes whose images are each other's negatives.
+        group: the processes whose images are each other's negatives, or "world".
     """
 
-    def __init__(self, temperature: float = 0.1, group: ProcessGroup | None = None) -> None:
+    def __init__(self, temperature: float = 0.1, group: Group = None) -> None:
         super().__init__()
         distributed.check_group(group)
         self.temperature = arguments.number("temperature", temperature, above=0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from fastequi.functional import distributed
+from fastequi.functional.distributed import Group
 from fastequi.functional.vicreg import checked_weights, vicreg_terms
 
 
@@ -16,7 +16,7 @@ class VICRegLoss(nn.Module):
 
     Args:
         inv_weight, var_weight, cov_weight: 25, 25, 1 (SIE uses 10, 10, 1).
-        group: the processes whose images make up the batch; None: this one alone.
+        group: the processes whose images make up the batch, or "world"; None: this one alone.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class VICRegLoss(nn.Module):
         inv_weight: float = 25.0,
         var_weight: float = 25.0,
         cov_weight: float = 1.0,
-        group: ProcessGroup | None = None,
+        group: Group = None,
     ) -> None:
         super().__init__()
         distributed.check_group(group)
