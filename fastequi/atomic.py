@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -52,8 +53,15 @@ def sync(path: Path) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file with the usual permissions; its own writer makes it private."""
+    """Writes a safetensors file with the usual permissions; its own writer makes it private.
+
+    Raises:
+        OSError: it cannot be written, for lack of room among others.
+    """
     path.write_bytes(b"")
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, about)
+    try:
+        save_file(dict(tensors), path, about)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
     path.chmod(mode)

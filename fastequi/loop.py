@@ -64,9 +64,9 @@ class Loop:
         self.freezing = Freezing(method.backbone, self.config.optim.freeze_encoder)
         self.model: nn.Module = method
         self.watch = Watch(self.config.train.stop_if_worse)
-        self.position: dict[str, Any] = {}  # the loader's, before the next step's first batch
-        self.batch: Batch | None = None  # that batch, or what came in its place
-        self.fault: Exception | None = None
+        self.position: dict[str, Any] = {}  # the loader's, to go on from after a fault
+        self.known = dict(self.loader.quarantined)  # to all processes
+        self.fault: Exception | None = None  # why this process has no next batch
 
     def run(self, state: dict[str, Any], max_steps: int | None) -> None:
         """Trains from a checkpoint's state, or the first one's, to the end or to a signal.
@@ -79,8 +79,8 @@ class Loop:
         Raises:
             Preempted: a signal asked for a stop; all steps so far are saved.
             FloatingPointError, RuntimeError: as of :func:`fastequi.train.pretrain`.
-            Exception: a step's first batch cannot be had, by this process or another one; all steps
-                so far are saved.
+            Exception: a process has no batch for the next step, or more images are damaged than
+                `data.tolerate` allows; all steps so far are saved.
         """
         train, step = self.config.train, state["step"]
         total = self.config.total_steps(len(self.loader))
@@ -94,11 +94,9 @@ class Loop:
         self.method.train()
         with PreemptionHandler(self.processes.first) as handler:
             timer = Timer(train.checkpoint_minutes)
-            self._fetch(batches, clock, step, handler)
-            progress, number, save_due, failed = self._agree(clock, step, handler, timer)
+            progress, number, save_due = self._agree(clock, step, handler, timer)
             last = clock.done(step, progress) or bool(number)
-            if failed and not last:
-                raise self._fault()
+            saved, failed = step, False
             if last and not number:
                 larger = "a larger --train.epochs, --train.steps or --train.minutes"
                 if clock.cut(step, progress):
@@ -113,19 +111,22 @@ class Loop:
             if state["data"] is None and not last:
                 self._probe_first(clock, meter, guard)
             while not last:
+                batch, failed, number = self._first(batches, handler)
+                if batch is None or failed:
+                    break
                 lr, decay, encoder = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay, encoder)
                 self._freeze(progress)
                 self.method.before_step(progress)
                 guard.begin()
                 for left in reversed(range(train.accumulate)):
-                    batch = next(batches) if self.batch is None else self.batch
-                    self.batch = None
+                    batch = next(batches) if batch is None else batch
                     with accumulating(self.model, left == 0):
                         out = self._forward(batch)
                         self._backward(out["loss"] / train.accumulate)
                     guard.record(out["loss"], batch.sample_ids)
                     meter.add(out, batches=1)
+                    batch = None
                 norm = self._clip(params)
                 step += 1
                 taken = guard.check(step, norm)
@@ -136,25 +137,21 @@ class Loop:
                 if self.ema is not None:
                     self.ema.update(self.method, taken)
                 meter.add({"grad_norm": norm})
-                self._fetch(batches, clock, step, handler)
-                progress, number, save_due, failed = self._agree(clock, step, handler, timer)
+                progress, number, save_due = self._agree(clock, step, handler, timer)
                 last = clock.done(step, progress) or bool(number)
-                failed = failed and not last
-                last = last or failed
-                intervals = set() if failed else self._probes_due(step, last)
+                intervals = self._probes_due(step, last)
                 every = train.checkpoint_every
                 saves = last or save_due or (every > 0 and step % every == 0)
                 logs = step % train.log_every == 0 or last or step == 1 or intervals
                 if logs or saves:  # the same steps on all processes
                     guard.report()
-                    if not failed:
-                        self.loader.leave_out(self.processes.union(self.loader.left_out))
-                        self.position["quarantined"] = dict(self.loader.quarantined)
+                    failed = self._leave_out()
+                if failed:
+                    break
                 if logs:
-                    epoch, left_out = self.position["epoch"], len(self.position["quarantined"])
-                    when = {"step": step, "epoch": epoch, "seconds": clock.seconds()}
+                    when = {"step": step, "epoch": self.loader.epoch, "seconds": clock.seconds()}
                     means = self.processes.mean(meter.read())
-                    counts = {**guard.counts(), "quarantined": left_out}
+                    counts = {**guard.counts(), "quarantined": len(self.loader.quarantined)}
                     figures, is_best = self._probe(intervals, step, clock, meter)
                     row = {**when, "lr": lr, **means, **counts, **figures}
                     self.log.write(row)
@@ -164,53 +161,75 @@ class Loop:
                     break
                 if saves:
                     self._save(step, clock.seconds(), guard)
+                    saved = step
                     timer.restart()
+            if failed:
+                self._give_up(step, saved, clock, guard)
             self.freezing.at(1.0)
             self.saver.wait()
             stopped = self.watch.stopped() is not None
-            failed = last and failed and not stopped
             cut = "" if number or stopped or failed else clock.cut(step, progress)
             if cut and self.processes.first:
                 logger.info(cut)
             self.processes.barrier()  # torchrun stops all soon after the first one exits
+            if failed and not number:
+                raise self._why()
             if number and not stopped:
-                saved = f": saved after step {step}" if step > state["step"] else " before a step"
-                raise Preempted(f"received {handler.name(number)}{saved}", number)
-            if failed:
-                if self.processes.first:
-                    logger.warning("saved after step %d; --resume goes on from there", step)
-                raise self._fault()
+                told = f": saved after step {step}" if step > state["step"] else " before a step"
+                raise Preempted(f"received {handler.name(number)}{told}", number)
 
-    def _fetch(
-        self, batches: Iterator[Batch], clock: Clock, step: int, handler: PreemptionHandler
-    ) -> None:
-        """Takes the next step's first batch, unless this was the last one: before the processes
-        agree on how to go on, so that all know where one of them has none."""
-        self.position = self.loader.state_dict()
-        if clock.done(step, clock.progress(step)) or handler.number:
-            return
+    def _first(
+        self, batches: Iterator[Batch], handler: PreemptionHandler
+    ) -> tuple[Batch | None, bool, int]:
+        """The next step's first batch, whether a process has none, and the signal that came."""
+        self.position, batch = self.loader.state_dict(), None
         try:
-            self.batch = next(batches)
+            batch = next(batches)
         except Exception as error:
             self.fault = error
+        failed, number = self.processes.all_reduce_max([batch is None, handler.number])
+        return batch, bool(failed), int(number)
 
-    def _fault(self) -> Exception:
-        """Why there is no next batch."""
+    def _leave_out(self) -> bool:
+        """Has all processes leave out what one of them found damaged; whether that is too much."""
+        self.position = self.loader.state_dict()
+        try:
+            self.loader.leave_out(self.processes.union(self.loader.left_out))
+            self.known = dict(self.loader.quarantined)
+        except RuntimeError as error:
+            self.fault = error
+        return self.fault is not None  # on all processes alike
+
+    def _give_up(self, step: int, saved: int, clock: Clock, guard: Guard) -> None:
+        """Saves what was done since the last checkpoint, before the run ends for a fault. What was
+        found damaged meanwhile is not left out by that: the files may come back."""
+        try:
+            if step > saved:
+                guard.report()
+                position = {**self.position, "quarantined": self.known}
+                self._save(step, clock.seconds(), guard, position)
+                self.saver.wait()
+        except Exception as error:
+            logger.warning("step %d could not be saved: %s", step, error)
+            raise self._why() from error
+        if step and self.processes.first:
+            logger.warning("saved after step %d; --resume goes on from there", step)
+
+    def _why(self) -> Exception:
+        """What ends the run, for each process."""
         elsewhere = "another process cannot go on; its own message says why"
         return self.fault or RuntimeError(elsewhere)
 
     def _agree(
         self, clock: Clock, step: int, handler: PreemptionHandler, timer: Timer
-    ) -> tuple[float, int, bool, bool]:
-        """Progress, the signal that asks for a stop (or 0), whether a checkpoint is due, and
-        whether a process has no next batch.
+    ) -> tuple[float, int, bool]:
+        """Progress, the signal that asks for a stop (or 0), and whether a checkpoint is due.
 
         Progress and checkpoints follow the first process's clock, so that all do the same.
         """
         own = (clock.progress(step), timer.due()) if self.processes.first else (0.0, False)
-        numbers = [*own, handler.number, self.fault is not None]
-        progress, due, number, failed = self.processes.all_reduce_max(numbers)
-        return progress, int(number), bool(due), bool(failed)
+        progress, due, number = self.processes.all_reduce_max([*own, handler.number])
+        return progress, int(number), bool(due)
 
     def _freeze(self, progress: float) -> None:
         """Freezes or thaws the encoder; DDP has to know anew which parameters get gradients."""
@@ -285,8 +304,11 @@ class Loop:
             self.scale.unscale(params)
         return clip_gradients(params, self.config.optim.clip, self.config.optim.clip_per_tensor)
 
-    def _save(self, step: int, seconds: float, guard: Guard) -> None:
-        state = {"data": self.position, "seconds": seconds, **guard.state_dict()}
+    def _save(
+        self, step: int, seconds: float, guard: Guard, position: dict[str, Any] | None = None
+    ) -> None:
+        data = self.loader.state_dict() if position is None else position
+        state = {"data": data, "seconds": seconds, **guard.state_dict()}
         state |= self.watch.state_dict()
         in_parts = is_fsdp(self.method)
         generators = checkpoint.generators(self.processes)

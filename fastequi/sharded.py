@@ -36,11 +36,19 @@ def is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Every process calls it and writes its shards into an existing folder."""
+    """Every process calls it and writes its shards into an existing folder.
+
+    Raises:
+        OSError: a process cannot write its own; says of each why.
+    """
     import torch.distributed.checkpoint as dcp
 
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(dict(tensors), storage_writer=writer)
+    try:
+        dcp.save(dict(tensors), storage_writer=writer)
+    except dcp.CheckpointException as error:  # no Exception
+        each = {rank: failure[0] for rank, failure in error.failures.items()}
+        raise OSError(f"{folder}: cannot be written by processes {each}") from error
 
 
 def load(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
