@@ -263,8 +263,9 @@ def vicreg_loss_ref(
         var = var + F.relu(1 - (z.var(0) + EPS).sqrt()).mean() / 2
         matrix = z.T @ z / (len(z) - 1)
         cov = cov + (matrix.square().sum() - matrix.diagonal().square().sum()) / z.shape[1]
-    total = inv_weight * inv + var_weight * var + cov_weight * cov
-    return total, torch.stack([inv, var, cov])
+    parts = torch.stack([inv, var, cov])
+    # no number times a scalar tensor, of which the tangent is float64 (torch.func.jvp)
+    return (parts * parts.new_tensor([inv_weight, var_weight, cov_weight])).sum(), parts
 
 
 def vicreg_loss(

@@ -247,6 +247,13 @@ def test_torch_func_differentiates(name):
     torch.testing.assert_close(through_vmap, wanted, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tangent_has_its_values_type(name):
+    call = _calls(torch.float32)[name]
+    value, tangent = torch.func.jvp(call.loss, (call.leaf,), (torch.ones_like(call.leaf),))
+    assert tangent.dtype == value.dtype == torch.float32
+
+
 def test_torch_func_differentiates_twice_and_says_once_what_it_runs(caplog):
     backends.say_plain.cache_clear()
     call = _calls(torch.float64)["vicreg_loss"]
@@ -417,7 +424,7 @@ def test_an_empty_batch_of_crops_costs_nothing():
 
 def test_a_mask_is_no_weight_and_defaults_agree():
     logits = torch.randn(4, 8)
-    with pytest.raises(TypeError, match="weight: expected float32"):
+    with pytest.raises(TypeError, match=r"weight: expected floats, got torch\.bool"):
         fastequi.ibot_loss(logits, logits, weight=torch.ones(4, dtype=torch.bool))
     student, teacher = torch.randn(3, 4, 8), torch.randn(2, 4, 8)
     module = fastequi.DINOLoss(8)

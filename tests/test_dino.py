@@ -1,5 +1,6 @@
 """DINO's and iBOT's loss against the official formulas, written out, in float64."""
 
+import copy
 import itertools
 import math
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from fastequi.functional import dino_loss, ibot_loss
 from fastequi.kernels import backend as backends
-from fastequi.losses.dino import Center, DINOLoss
+from fastequi.losses.dino import Center, DINOLoss, IBOTLoss
 from tests.support.dino import logits, near, official_dino, official_sinkhorn
 from tests.support.tolerances import GRAD
 
@@ -245,6 +246,55 @@ def test_the_centre_is_the_official_moving_average():
     center.update()  # no rows: iBOT without a masked patch
     assert torch.equal(center.value, first)
     assert list(center.state_dict()) == ["value"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_centre_stays_in_float32(dtype):
+    """Sums of 20,000 rows are beyond float16, and a step of a hundredth below bfloat16's digits."""
+    loss = DINOLoss(8)
+    loss.center.value += 1.001
+    loss = loss.to(dtype)
+    assert (loss.center.value == torch.tensor(1.001)).all()
+    rows = torch.full((2, 20_000, 8), 2.0, dtype=dtype)
+    loss(torch.randn(2, 20_000, 8).to(dtype), rows)
+    loss.update()
+    torch.testing.assert_close(loss.center.value, torch.full((8,), 0.9 * 1.001 + 0.2))
+    assert {buffer.dtype for buffer in loss.buffers()} == {torch.float32}
+    again = copy.deepcopy(loss).float()
+    assert torch.equal(again.center.value, loss.center.value)
+
+
+def test_a_centre_moves_in_training_mode_only():
+    loss = DINOLoss(8).eval()
+    loss(torch.randn(2, 4, 8), torch.ones(2, 4, 8))
+    loss.update()
+    assert (loss.center.value == 0).all()
+    loss.train()(torch.randn(2, 4, 8), torch.ones(2, 4, 8))
+    loss.update()
+    assert (loss.center.value > 0).all()
+
+
+def test_logits_of_other_prototypes_than_the_module_has_are_refused():
+    for loss in (DINOLoss(8), IBOTLoss(8)):
+        with pytest.raises(ValueError, match=r"^student: expected 8 prototypes, .* got 9"):
+            loss(torch.zeros(2, 4, 9), torch.zeros(2, 4, 9))
+    layers = {"prototypes": torch.zeros(9, 5), "teacher_prototypes": torch.zeros(9, 5)}
+    with pytest.raises(ValueError, match=r"^student: expected 8 prototypes, .* got 9"):
+        DINOLoss(8)(torch.zeros(2, 4, 5), torch.zeros(2, 4, 5), **layers)
+
+
+def test_modules_have_their_functions_options():
+    student, teacher = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    more = {"targets": "sinkhorn", "iterations": 1}
+    assert torch.equal(DINOLoss(8, **more)(student, teacher), dino_loss(student, teacher, **more))
+    assert torch.equal(IBOTLoss(8)(student, teacher), ibot_loss(student, teacher))
+    with pytest.raises(TypeError, match=r"^weight: expected floats, got torch\.bool; of a mask"):
+        ibot_loss(student, teacher, weight=torch.rand(2, 4) > 0.5)
+    with pytest.raises(ValueError, match=r"^weight: expected none that requires a gradient"):
+        ibot_loss(student, teacher, weight=torch.ones(2, 4, requires_grad=True))
+    logits = torch.randn(2, 4, 8, requires_grad=True) * 1
+    with pytest.raises(ValueError, match=r"^inplace: center shares the student's memory"):
+        dino_loss(logits, teacher, center=logits.detach()[0, 0], inplace=True)
 
 
 def test_the_loss_module_centres_with_the_steps_before():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = {1: [11], 2: [7, 4], 3: [5, 2, 4]}
 
 CHILD = r"""
-import json, sys
+import copy, json, sys
 import torch
 import torch.distributed as dist
 from fastequi.functional import dino_loss, distributed, ibot_loss, koleo_loss, nt_xent_loss
@@ -27,6 +27,7 @@ from fastequi.losses.vicreg import VICRegLoss
 from fastequi.methods.simclr import SimCLRCriterion
 from fastequi.methods.vicreg import VICRegCriterion
 
+of_all = NTXentLoss(0.3, group="world")  # before there are other processes
 rank, sizes, store = int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 if len(sizes) > 1:
@@ -50,6 +51,7 @@ losses = {
     "nt_xent, sizes known": lambda a, b: NTXentLoss(0.3, group)(a, b, sizes),
     "koleo, sizes known": lambda a, b: KoLeoLoss(group)(a, sizes),
     "koleo": lambda a, b: koleo_loss(a, group=group),
+    "nt_xent, all": lambda a, b: copy.deepcopy(of_all)(a, b),
     "sinkhorn": sinkhorn,
 }
 out = {}

@@ -14,6 +14,7 @@ from fastequi.data.labelled import labelled_sets, spread
 from fastequi.data.reader import read
 from fastequi.data.sources.image_sets import embedded_photos, image_folder
 from fastequi.data.sources.splits import TEST_REGION, held_out, photographs
+from fastequi.export.transform import ImageTransform
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,22 @@ def test_the_centred_square_is_resized(tmp_path):
         whole(source, share=1.5)
     region, _ = whole(embedded_photos(TEST_REGION), 16)
     assert len(region) == 9
+
+
+@pytest.mark.parametrize("size", [32, (32, 64), (64, 32)])
+def test_what_is_read_is_what_an_encoders_transform_makes(tmp_path, size):
+    """Sides that leave an odd rest to cut off, or half a pixel; edges of images apart."""
+    sides = [(512, 342), (518, 342), (519, 342), (300, 500), (342, 512), (256, 256), (750, 375)]
+    paths = embedded_photos().paths
+    for i, side in enumerate(sides):
+        Image.open(paths[i % len(paths)]).convert("RGB").resize(side).save(tmp_path / f"{i}.png")
+    frame = (size, size) if isinstance(size, int) else size
+    transform = ImageTransform(frame, (0.0,) * 3, (1.0,) * 3)
+    images, _ = whole(image_folder(tmp_path), size)
+    for i, image in enumerate(images):
+        made = 255 * transform(Image.open(tmp_path / f"{i}.png"))
+        inside = (image.float() - made)[:, 2:-2, 2:-2].abs()
+        assert inside.max() < 1.5, sides[i]
 
 
 def test_a_damaged_file_is_named_and_left_out(tmp_path, caplog):

@@ -1,7 +1,9 @@
 """Every image of a source once, in order and without augmentation, for evaluation and embedding.
 
 The largest centred square of an image (or a rectangle of another shape), or a share of it, is
-resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`).
+resized with antialiasing, by the same graph as the loader's (`fastequi.data.dali`). So values along
+an image's own edges are not those of Pillow and PyTorch: DALI repeats the outermost pixels where a
+filter reaches beyond them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fastequi.data.dali import Feed, ViewPipeline, feed_of
 from fastequi.data.drawn import Drawn
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import pixels_of
-from fastequi.data.sources.images import Source
+from fastequi.data.sources.images import WHOLE, Source
 from fastequi.data.sources.of_index import tolerated
 from fastequi.data.views.parameters import ViewParams
 
@@ -143,8 +145,20 @@ def _centre(
     """The centred windows of files, in the shape of the frame."""
     x0, y0, x1, y1 = source.region
     sizes = source.sizes[files].astype(np.float64)
+    if share == 1 and source.region == WHOLE:
+        return _covered(sizes, np.array(frame))
     extent, middle = np.array([y1 - y0, x1 - x0]), np.array([y0 + y1, x0 + x1]) / 2
     shape = np.array(frame) / max(frame)
     half = share * (sizes * extent / shape).min(1, keepdims=True) * shape / sizes / 2
     start, end = middle - half, middle + half
     return ViewParams(start.astype(np.float32), end.astype(np.float32))
+
+
+def _covered(sizes: NDArray[np.float64], frame: NDArray[np.int64]) -> ViewParams:
+    """The windows of whole images that are resized until they cover the frame, and cut at its
+    centre: by whole pixels as torchvision's Resize and CenterCrop, and so
+    :class:`fastequi.export.transform.ImageTransform`, round them."""
+    covering = np.maximum((frame[::-1] * sizes / sizes[:, ::-1]).astype(np.int64), frame)
+    start = np.round((covering - frame) / 2)
+    end = (start + frame) / covering
+    return ViewParams((start / covering).astype(np.float32), end.astype(np.float32))

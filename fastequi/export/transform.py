@@ -133,6 +133,7 @@ class ImageTransform:
     def _finished(self, pixels: Tensor) -> Tensor:
         """The normalised centre of pixels [..., C, h, w]."""
         rows, columns = self.size
-        top, left = (pixels.shape[-2] - rows) // 2, (pixels.shape[-1] - columns) // 2
+        # of odd rests the half is rounded to even, as torchvision's CenterCrop does
+        top, left = round((pixels.shape[-2] - rows) / 2), round((pixels.shape[-1] - columns) / 2)
         centre = pixels[..., top : top + rows, left : left + columns]
         return normalise(centre, self.mean, self.std)

@@ -234,11 +234,13 @@ def depends_on_values(image: Tensor, mean: Floats) -> bool:
     return mean is not None and image.is_floating_point() and can_look(image)
 
 
-def check_theta(theta: Tensor, image: Tensor) -> None:
+def check_theta(theta: Tensor, image: Tensor, single: bool = False) -> None:
+    """[B, K, 2, 3]; `single`: it came as [B, 2, 3]."""
     if theta.ndim != 4 or theta.shape[2:] != (2, 3) or len(theta) != len(image):
+        came = theta[:, 0] if single else theta
         raise ValueError(
             f"theta: expected [B, K, 2, 3] or [B, 2, 3] with B={len(image)} as in image, "
-            f"got {tuple(theta.shape)}"
+            f"got {tuple(came.shape)}"
         )
 
 

@@ -30,7 +30,9 @@ def correspondence_loss(
     global crops, 18 of 36 of local ones.)
 
     Args:
-        student: [S, ..., M, C] patch features of S views; floating. Normalised here.
+        student: [S, ..., M, C] patch features of S views; floating. Normalised here. Of half
+            precision the unit rows are rounded to it, as under autocast: where two matches are
+            nearly as good, the other one may count, and get the gradient.
         teacher: [T, ..., N, C] patch features of T views; gets no gradient.
         top: matches that count in each direction, 1 .. min(M, N).
         pairs: (student's view, teacher's view), any number of them, so that no view has to be

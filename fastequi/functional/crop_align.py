@@ -35,11 +35,13 @@ def crop_align_loss(
         student: [S, B, h, w, C] maps of S views of B images; floating. Needs no normalisation.
         teacher: [T, B, H, W, C] maps of T views; gets no gradient.
         student_boxes: [P, B, 4] of every pair, (x0, y0, x1, y1) within the student's crop as its
-            network saw it, turned or not. What lies beyond the crop is cut off.
+            network saw it, turned or not. What lies beyond the crop is cut off. Boxes are not
+            looked at: x0 < x1, y0 < y1 and some of a box within its crop are taken for granted.
         teacher_boxes: [P, B, 4] the same region within the teacher's crop. Boxes get no gradient.
         turns: [P, B] integers: quarter turns counter-clockwise that bring the teacher's region into
             the student's orientation, the difference of their crops' turns. Taken modulo 4.
-        bins: n, along each side.
+        bins: n, along each side. Each is the mean of bilinear samples, along a side as many as it
+            has cells, rounded up (torchvision's `sampling_ratio=-1`, `aligned=True`).
         scale: cells of the maps per unit of the boxes; 1 / 16 for pixels and patches of 16.
         pairs: P times (student's view, teacher's view); None pairs view i with view i.
 

@@ -308,6 +308,8 @@ def _cross_entropy(
     student, rows = student.flatten(0, -2), teacher.flatten(0, -2).detach()
     if inplace and checks.share_memory(student, rows):
         raise ValueError("inplace: teacher shares the student's memory, which is overwritten")
+    if inplace and options.center is not None and checks.share_memory(student, options.center):
+        raise ValueError("inplace: center shares the student's memory, which is overwritten")
     row, column = _distribution(rows, teacher_prototypes, balanced, options)
     temps = options.student_temp, options.teacher_temp
     target = _dino.DINOTarget(pairs, weight, row, column, *temps)

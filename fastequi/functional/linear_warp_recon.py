@@ -40,7 +40,8 @@ def linear_warp_recon_loss(
         pred = windows added up to patches                    # if they overlap
         loss = warp_recon_loss(pred, image, theta, layout="patch", patch_size=patch_size, ...)
 
-    but a chunk of predictions at a time, gradients in the same pass.
+    but a chunk of predictions at a time, gradients in the same pass. It is for memory: on a CPU the
+    two, one after the other, take less time (bench/results/README.md).
 
     Args:
         hidden: [B, K, L, D] tokens (or [B, L, D] with theta [B, 2, 3]); floating. The same for all

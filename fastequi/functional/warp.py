@@ -60,7 +60,7 @@ def warp(
     if single:
         theta = theta[:, None]
         color = color[:, None] if color is not None and color.ndim == 3 else color
-    checks.check_theta(theta, image)
+    checks.check_theta(theta, image, single)
     checks.check_color(color, theta, image)
     if dtype is None:
         dtype = image.dtype if image.is_floating_point() else torch.float32

@@ -114,10 +114,14 @@ def fill(network: VisionTransformer, weights: Weights) -> Report:
     Raises:
         ValueError: another architecture; names the tensors.
     """
-    report = replace(weights.report, resized=[*weights.report.resized])
+    told = weights.report
+    report = replace(told, resized=[*told.resized], unexpected=[*told.unexpected])
     state, options = dict(weights.state), weights.options
-    if not isinstance(network.head, torch.nn.Linear):
-        state = {name: t for name, t in state.items() if not name.startswith("head.")}
+    head = [] if isinstance(network.head, torch.nn.Linear) else ["head.weight", "head.bias"]
+    if unused := {name: state.pop(name) for name in head if name in state}:
+        report.unexpected.append(f"a classifier: {', '.join(unused)}")
+        report.tensors -= len(unused)
+        report.parameters -= sum(tensor.numel() for tensor in unused.values())
     if network.in_chans != options["in_chans"]:
         state[PATCHES] = adapt.channels(state[PATCHES], network.in_chans)
         report.resized.append(
