@@ -1,6 +1,7 @@
 """The evaluations as a user types them, on a run of two steps."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -244,7 +245,7 @@ def test_zero_filled_pairs_have_a_file_of_their_own_and_say_so(runs, capsys):
     assert "zero-filled borders (only to compare)" in capsys.readouterr().out
 
 
-def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
+def test_neighbours_and_linear_probe(runs, tmp_path, capsys, caplog):
     run, photos = str(runs / "tir"), str(runs / "photos")
     main(["eval", "knn", run, "--data", photos, "--out", str(tmp_path / "knn.json")])
     saved = json.loads((tmp_path / "knn.json").read_text())
@@ -270,6 +271,11 @@ def test_neighbours_and_linear_probe(runs, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert "10 classes from frozen features, fitted on 200 and tested on 100 images" in page
     assert "test images: every fifth digit" in page
+    assert "Images: digits." in page
+    few = ["--train-images", "50", "--test-images", "20"]
+    with caplog.at_level(logging.INFO):
+        main(["eval", "knn", run, "--data", "digits", *few, "--out", str(tmp_path / "knn.json")])
+    assert f"knn.json: the result of {photos} is replaced; --out keeps both" in caplog.text
 
 
 @pytest.mark.parametrize(

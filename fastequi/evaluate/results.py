@@ -35,6 +35,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ from fastequi.data.sources.splits import shared
 from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.runtime.machine import machine
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 KINDS = ("equivariance", "knn", "linear", "reconstruct", "rotnet", *GEOMETRY, "all")
@@ -145,7 +148,19 @@ def save(
         "encoder": encoder.name,
         "image_size": encoder.image_size,
     }
+    _say_replaced(file, document.get("data"))
     write(file, json.dumps({**head, **document}, indent=1, default=_as_json) + "\n")
+
+
+def _say_replaced(file: Path, data: Any) -> None:
+    """Names the images of the result that is replaced, if they are others."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError, AttributeError):
+        return
+    if before and before != data:
+        shown = before if isinstance(before, str) else " ".join(map(str, before))
+        logger.info("%s: the result of %s is replaced; --out keeps both", file, shown)
 
 
 def write(file: Path, text: str) -> None:

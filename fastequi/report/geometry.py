@@ -14,7 +14,7 @@ from fastequi.report.charts import Bar, Curve, bars, curves, standalone
 from fastequi.report.findings import marked
 from fastequi.report.markup import table, tag, text
 from fastequi.report.runs import Run
-from fastequi.report.sections import OTHERS_COLOR, SINGLE, each_result, warned
+from fastequi.report.sections import OTHERS_COLOR, SINGLE, each_result, images_of
 
 Found = dict[str, Any]
 """A table as a file holds it; see `fastequi.evaluate.geometry.figures.Table`."""
@@ -36,7 +36,7 @@ def geometry(run: Run, color: int) -> list[str]:
             how += f" {_LEGEND}"
         if all(each["photographs"] == 1 for each in found.values()):
             how += f" {SINGLE}"
-        parts = [tag("p", text(how), class_="note"), warned(result)]
+        parts = [tag("p", text(how), class_="note"), images_of(result)]
         panels = []
         for title, each in found.items():
             if result.kind == "layers":

@@ -57,7 +57,7 @@ def equivariance(run: Run, color: int) -> list[str]:
                 " The borders of these images are filled with zeros, which reveals the "
                 "transformation: only to compare with tables made that way."
             )
-        return tag("p", text(how), class_="note") + warned(result) + "".join(parts)
+        return tag("p", text(how), class_="note") + images_of(result) + "".join(parts)
 
     return each_result(run, ("equivariance",), show)
 
@@ -171,7 +171,7 @@ def classes(run: Run, color: int) -> list[str]:
         head = ["features", "probe", "accuracy"]
         whole = table(f"Accuracies in {text(file)}, with 95 % intervals", head, lines, numbers=2)
         folded = tag("details", tag("summary", "As a table"), whole)
-        intro = tag("p", text(how), class_="note") + warned(result)
+        intro = tag("p", text(how), class_="note") + images_of(result)
         return intro + tag("div", *panels, class_="panels") + folded
 
     return each_result(run, CLASSES, show)
@@ -195,7 +195,7 @@ def reconstruction(run: Run) -> list[str]:
     def show(file: str, result: Result) -> str:
         document = result.document
         parts = [tag("p", text(f"From {file}: {document['images']:,} views."), class_="note")]
-        parts.append(warned(result))
+        parts.append(images_of(result))
         single = document.get("photographs") == {"test": 1}
         if "pooled" in document:
             parts.append(_predictions(run, document, single))
@@ -282,10 +282,12 @@ def others(run: Run) -> list[str]:
     return parts
 
 
-def warned(result: Result) -> str:
-    """A warning where test images were not held out, or ""."""
-    seen = seen_note(result)
-    return tag("p", text(seen), class_="warning") if seen else ""
+def images_of(result: Result) -> str:
+    """Which images a result is of, and a warning where they were not held out."""
+    data, seen = result.document.get("data"), seen_note(result)
+    places = [data] if isinstance(data, str) else data or []
+    told = tag("p", text(f"Images: {', '.join(places)}."), class_="note") if places else ""
+    return told + (tag("p", text(seen), class_="warning") if seen else "")
 
 
 def each_result(run: Run, kinds: Collection[str], show: Callable[[str, Result], str]) -> list[str]:
