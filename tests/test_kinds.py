@@ -188,6 +188,22 @@ def test_depths_mix_unless_a_range_or_a_run_says_one():
     }
 
 
+@pytest.mark.parametrize("depth", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_compressed_planes_are_as_many_channels_as_they_are(channels, depth):
+    """Pillow opens one of them as a grey image."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    for compression in (None, "zlib", "lzw"):
+        file = io.BytesIO()
+        planes = values(channels, depth).transpose(2, 0, 1)
+        how = {"photometric": "minisblack", "planarconfig": "separate"}
+        tifffile.imwrite(file, planes, compression=compression, **how)
+        code = header(np.frombuffer(file.getvalue(), np.uint8)).kind
+        assert Kind.of(code) == Kind(channels, depth)
+        assert code & NO_RGB, compression
+
+
 def test_images_that_do_not_fit_are_named_and_counted(tmp_path, caplog):
     contents = {f"{i}.tif": science.plain_tiff(values(5, "uint16", i)) for i in range(30)}
     contents["b.png"] = CASES["rgb.png"][0]

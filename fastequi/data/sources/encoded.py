@@ -264,8 +264,9 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     marks = tiff_marks(tags)
     form = ", ".join(marks if form == "TIFF" and INVERTED_TIFF in marks else [form, *marks])
     # with more samples Pillow logs an error of its own for every file
-    few = tags.get(tiff_tags.SAMPLES, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
-    by_pillow = several == 1 and few and _opens(file)
+    samples = tags.get(tiff_tags.SAMPLES, 1)
+    few = samples <= TiffImagePlugin.MAX_SAMPLESPERPIXEL
+    by_pillow = several == 1 and few and _opens(file, samples)
     if kind is None and not by_pillow:
         raise ValueError(f"values of {' '.join(map(str, tags.get(tiff_tags.BITS, ())))} bits")
     unknown = kinds.DEEPER if max(tags.get(tiff_tags.BITS, (1,))) > 8 else 0
@@ -303,12 +304,13 @@ def marks_of(file: BinaryIO, part: FilePart) -> list[str]:
     return [*marks, *(m for m in tiff_marks(tags) if not (part.nodata and m == NO_DATA))]
 
 
-def _opens(file: BinaryIO) -> bool:
-    """Whether Pillow knows the kind of a TIFF, of which RGB can then be made."""
+def _opens(file: BinaryIO, samples: int) -> bool:
+    """Whether Pillow knows the kind of a TIFF, of which RGB can then be made. Of compressed planes,
+    however many, it opens one as a grey image."""
     file.seek(0)
     try:
-        with Image.open(file, formats=("TIFF",)):
-            opens = True
+        with Image.open(file, formats=("TIFF",)) as opened:
+            opens = samples <= 2 or len(opened.getbands()) > 1
     except Exception as error:
         raise_trouble(error)
         opens = False
