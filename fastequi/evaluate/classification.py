@@ -6,6 +6,7 @@ at random initialisation are baselines in the same table.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from fastequi.functional.normalise import normalise as normalised
 from fastequi.runtime.devices import expect_memory
 from fastequi.runtime.progress import Status
 from fastequi.weights.architecture import UNSTATED, Stated
+
+logger = logging.getLogger(__name__)
 
 KS = (5, 10, 20, 200)
 TEMPERATURE = 0.07
@@ -121,6 +124,8 @@ def knn_rows(
     """Nearest neighbours of every kind of features, for those k that the training set has."""
     (x, y), (x_test, y_test) = train, test
     usable = [k for k in ks if k <= len(y)] or [len(y)]
+    if lacking := [str(k) for k in ks if k > len(y)]:
+        logger.info("knn: no k of %s, of %d training images", ", ".join(lacking), len(y))
     rows = []
     for fitted, tested in zip(x, x_test, strict=True):
         on_row(f"knn of {fitted.row.label}")

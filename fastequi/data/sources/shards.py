@@ -43,6 +43,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 _TAR = {".tar", ".tgz", ".tbz2", ".txz"}
 _NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+OF_LABELS = ".cls", ".json"  # of classes, in WebDataset's shards
 _LABEL_BYTES = 1 << 20  # a file beside an image that is larger names no class
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -212,7 +213,8 @@ def members(
                 if is_array_name(base) or _holds_dicom(file, base, member):
                     into = arrays
                 if into is found and not is_image_name(base):
-                    others[kind_of(base)] += 1
+                    kind = kind_of(base)
+                    others[f"{kind} (read for labels)" if kind in OF_LABELS else kind] += 1
                 elif member.issparse() or not member.isreg():
                     into[name] = "a link or a sparse file in the archive"
                 elif member.size == 0:
@@ -267,7 +269,7 @@ def member_labels(shard: BinaryIO) -> dict[str, str]:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             kind = member.name[len(key(member.name)) :].lower() if member.isreg() else ""
-            if kind not in (".cls", ".json") or member.size > _LABEL_BYTES:
+            if kind not in OF_LABELS or member.size > _LABEL_BYTES:
                 continue
             file = tar.extractfile(member)
             text = file.read().decode(errors="replace").strip() if file else ""
