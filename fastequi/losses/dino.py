@@ -108,11 +108,12 @@ class DistillationLoss(nn.Module):
         self, student: Tensor, teacher_temp: float, layers: dict[str, Tensor | None]
     ) -> dict[str, Any]:
         """Keywords of the function, the prototypes in `layers` among them."""
-        logits = student if layers["prototypes"] is None else layers["prototypes"].T
-        if self.center is not None and logits.shape[-1:] != (self.prototypes,):
+        given = [layer for layer in layers.values() if layer is not None]
+        columns = given[0].shape[:1] if given else student.shape[-1:]
+        if self.center is not None and len(given) != 1 and columns != (self.prototypes,):
             raise ValueError(
                 f"student: expected {self.prototypes} prototypes, of which this loss was made, "
-                f"got {logits.shape[-1] if logits.ndim else 0}"
+                f"got {columns[0] if columns else 0}"
             )
         return {
             **layers,
