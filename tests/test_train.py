@@ -343,16 +343,16 @@ def test_the_paper_path_families_train(source, tmp_path):
 
 _SLOW = [
     # iBOT's losses contain DINO's; DINOv2's are checked in test_dino_method
-    pytest.param(f"tir_{name}", marks=pytest.mark.slow)
+    pytest.param(f"tir_{name}", 240, marks=pytest.mark.slow)  # DINO's loss falls later
     for name in ("dino_vits16", "dinov2_vitl16")
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tir_ibot_vits16", *_SLOW])
-def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name):
-    """160 steps of 16 images, scaled down; `python -m bench.recipes` shows all, for longer."""
-    found = recipes.run(name, 160, 16)
+@pytest.mark.parametrize(("name", "steps"), [("tir_ibot_vits16", 160), *_SLOW])
+def test_distillation_with_tir_learns_on_photographs_and_does_not_collapse(name, steps):
+    """16 images a step, scaled down; `python -m bench.recipes` shows all, for longer."""
+    found = recipes.run(name, steps, 16)
     first, last = found["first"], found["last"]
     assert last["ssl"] < first["ssl"]
     assert last["recon"] < 0.8 * first["recon"]
