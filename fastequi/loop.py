@@ -79,8 +79,8 @@ class Loop:
         Raises:
             Preempted: a signal asked for a stop; all steps so far are saved.
             FloatingPointError, RuntimeError: as of :func:`fastequi.train.pretrain`.
-            Exception: a process has no batch for the next step, or more images are damaged than
-                `data.tolerate` allows; all steps so far are saved.
+            Exception: a process has no first batch for the next step, or more images are damaged
+                than `data.tolerate` allows; all steps so far are saved.
         """
         train, step = self.config.train, state["step"]
         total = self.config.total_steps(len(self.loader))
@@ -174,6 +174,8 @@ class Loop:
             self.processes.barrier()  # torchrun stops all soon after the first one exits
             if failed and not number:
                 raise self._why()
+            if self.fault is not None:
+                logger.warning("%s", self.fault)
             if number and not stopped:
                 told = f": saved after step {step}" if step > state["step"] else " before a step"
                 raise Preempted(f"received {handler.name(number)}{told}", number)

@@ -99,7 +99,7 @@ def pretrain(
             more images are damaged than `config.data.tolerate` allows, or another process has none
             any more; all steps so far are saved.
         OSError, MemoryError: the machine or a network cannot give this process's next images; all
-            steps so far are saved.
+            steps so far are saved if they are a step's first ones (`train.accumulate`).
         Preempted: one of `fastequi.runtime.preempt.SIGNALS` arrived; all steps so far are saved.
         KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """

@@ -262,6 +262,11 @@ def test_a_centre_stays_in_float32(dtype):
     assert {buffer.dtype for buffer in loss.buffers()} == {torch.float32}
     again = copy.deepcopy(loss).float()
     assert torch.equal(again.center.value, loss.center.value)
+    saved = {name: value.to(dtype) for name, value in loss.state_dict().items()}
+    again.load_state_dict(saved, assign=True)
+    again(torch.randn(2, 4, 8).to(dtype), torch.ones(2, 4, 8, dtype=dtype))
+    again.update()
+    assert {buffer.dtype for buffer in again.buffers()} == {torch.float32}
 
 
 def test_a_centre_moves_in_training_mode_only():

@@ -69,6 +69,15 @@ def test_colours_beside_an_alpha_channel_are_those_of_the_file(orientation, turn
         np.testing.assert_array_equal(decoded_values(tiff, None), np.rot90(values[..., :3], turns))
 
 
+@pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
+def test_a_tiff_that_is_cut_off_is_left_to_dali(start):
+    header = 16 if b"+" in start else 8
+    for length in range(20):
+        if len(start) + length < header:
+            assert not is_for_pillow(as_array(start + bytes(length)))
+        assert not is_for_pillow(as_array(start + b"\xff" * length))
+
+
 def files(folder, refused=True):
     """Twelve images; every third is one that DALI refuses, or the same pixels as a PNG."""
     folder.mkdir()

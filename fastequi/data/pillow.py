@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]  # encoded
 
 _RIFF = 12  # bytes before the first chunk of a WebP file
 _TIFFS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"  # the last two with offsets of 64 bits
-_BITS, _ORIENTATION, _EXTRA = 258, 274, 338  # tags
+_BITS, _ORIENTATION, _PLANAR, _EXTRA = 258, 274, 284, 338  # tags
 
 
 def decoded(image: Bytes) -> Pixels:
@@ -54,7 +54,8 @@ def is_for_pillow(image: Bytes) -> bool:
 
     That is of a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
     byte that fills it up; of a TIFF that does not say how many bits a pixel has, one then; and of
-    one with an alpha channel that is to be turned, whose colours DALI multiplies by alpha.
+    one with an alpha channel that is to be turned, whose colours DALI multiplies by alpha (but for
+    planes, of which Pillow decodes not all).
     """
     start = image[:_RIFF].tobytes()
     if start[:4] in (b"GIF8", b"\x28\0\0\0") or start[4:] in (b"ftypavif", b"ftypavis"):
@@ -64,7 +65,8 @@ def is_for_pillow(image: Bytes) -> bool:
     if start[:4] not in _TIFFS:
         return False
     tags = _tags_of(image)
-    return _BITS not in tags or (tags.get(_ORIENTATION, 1) != 1 and _EXTRA in tags)
+    turned, planes = tags.get(_ORIENTATION, 1) != 1, tags.get(_PLANAR, 1) != 1
+    return _BITS not in tags or (turned and _EXTRA in tags and not planes)
 
 
 def _exif_is_lost(webp: Bytes) -> bool:
@@ -83,7 +85,8 @@ def _tags_of(tiff: Bytes) -> dict[int, int]:
     order = "<" if tiff[0] == ord("I") else ">"
     wide = tiff[:4].tobytes() in _TIFFS[2:]
     offset, number, count, size = (8, "u8", 8, 20) if wide else (4, "u4", 2, 12)
-    at = int(tiff[offset : offset + int(number[1])].view(f"{order}{number}")[0])
+    place = tiff[offset : offset + int(number[1])]
+    at = int(place.view(f"{order}{number}")[0]) if len(place) == int(number[1]) else len(tiff)
     if at + count > len(tiff):
         return {_BITS: 0}  # damaged: DALI says how
     many = int(tiff[at : at + count].view(f"{order}u{count}")[0])

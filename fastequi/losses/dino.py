@@ -47,8 +47,12 @@ class Center(nn.Module):
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers():  # their values before they were rounded
             if buffer.dtype != torch.float32:
-                setattr(self, name, before[name].to(buffer.device))
+                setattr(self, name, before[name].to(buffer.device, torch.float32))
         return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self.value = self.value.float()  # with assign=True it has the file's type
 
     @torch.no_grad()
     def add(self, rows: Tensor, prototypes: Tensor | None = None) -> None:
@@ -154,7 +158,9 @@ class DINOLoss(DistillationLoss):
         iterations: of Sinkhorn-Knopp.
 
     In training mode :meth:`forward` collects the teacher's logits for the centre, which
-    :meth:`update` moves; call it after each optimiser step.
+    :meth:`update` moves; call it after each optimiser step. Inside a module that DDP wraps, DDP
+    needs `broadcast_buffers=False` where a step has several batches: what other processes have
+    collected would be replaced by the first one's.
     """
 
     def forward(
