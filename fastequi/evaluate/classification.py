@@ -125,7 +125,7 @@ def knn_rows(
     (x, y), (x_test, y_test) = train, test
     usable = [k for k in ks if k <= len(y)] or [len(y)]
     if lacking := [str(k) for k in ks if k > len(y)]:
-        logger.info("knn: no k of %s, of %d training images", ", ".join(lacking), len(y))
+        logger.info("knn: k = %s left out, of %d training images", ", ".join(lacking), len(y))
     rows = []
     for fitted, tested in zip(x, x_test, strict=True):
         on_row(f"knn of {fitted.row.label}")
