@@ -31,15 +31,18 @@ if TYPE_CHECKING:
         warp,
         warp_recon_loss,
     )
-    from fastequi.losses.blur_recon import BlurReconLoss
-    from fastequi.losses.dino import DINOLoss, IBOTLoss
-    from fastequi.losses.gram import GramLoss
-    from fastequi.losses.koleo import KoLeoLoss
-    from fastequi.losses.linear_blur_recon import LinearBlurReconLoss
-    from fastequi.losses.linear_warp_recon import LinearWarpReconLoss
-    from fastequi.losses.nt_xent import NTXentLoss
-    from fastequi.losses.vicreg import VICRegLoss
-    from fastequi.losses.warp_recon import WarpReconLoss
+    from fastequi.losses import (
+        BlurReconLoss,
+        DINOLoss,
+        GramLoss,
+        IBOTLoss,
+        KoLeoLoss,
+        LinearBlurReconLoss,
+        LinearWarpReconLoss,
+        NTXentLoss,
+        VICRegLoss,
+        WarpReconLoss,
+    )
     from fastequi.paths import SE2, Blur, Color, Gain, Rotation, Translation
 
 __version__ = "0.1.0"
@@ -64,16 +67,16 @@ _HOME = {
     "nt_xent_loss": "fastequi.functional",
     "rot90_batch": "fastequi.functional",
     "vicreg_loss": "fastequi.functional",
-    "DINOLoss": "fastequi.losses.dino",
-    "IBOTLoss": "fastequi.losses.dino",
-    "GramLoss": "fastequi.losses.gram",
-    "KoLeoLoss": "fastequi.losses.koleo",
-    "NTXentLoss": "fastequi.losses.nt_xent",
-    "VICRegLoss": "fastequi.losses.vicreg",
-    "WarpReconLoss": "fastequi.losses.warp_recon",
-    "BlurReconLoss": "fastequi.losses.blur_recon",
-    "LinearWarpReconLoss": "fastequi.losses.linear_warp_recon",
-    "LinearBlurReconLoss": "fastequi.losses.linear_blur_recon",
+    "DINOLoss": "fastequi.losses",
+    "IBOTLoss": "fastequi.losses",
+    "GramLoss": "fastequi.losses",
+    "KoLeoLoss": "fastequi.losses",
+    "NTXentLoss": "fastequi.losses",
+    "VICRegLoss": "fastequi.losses",
+    "WarpReconLoss": "fastequi.losses",
+    "BlurReconLoss": "fastequi.losses",
+    "LinearWarpReconLoss": "fastequi.losses",
+    "LinearBlurReconLoss": "fastequi.losses",
     "Rotation": "fastequi.paths",
     "Translation": "fastequi.paths",
     "SE2": "fastequi.paths",

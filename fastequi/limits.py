@@ -368,10 +368,15 @@ def _check_gtsa(config: Config) -> None:
     _same_size(config, "method=gtsa, whose rotations need no margin")
     if data.local_crops and config.model.is_vit:
         _divides(config, "local_crop_size")
-    if data.local_crops:  # of whose tokens half are matched with a global view's
-        most = f"at most data.image_size={data.image_size} for method=gtsa"
-        size = data.local_crop_size
-        expect(size <= data.image_size, "data.local_crop_size", most, size)
+        halves = (data.local_crop_size // config.model.patch_size) ** 2 // 2
+        whole = (data.image_size // config.model.patch_size) ** 2
+        expect(
+            halves <= whole or config.gtsa.correspondence_from == 1,
+            "data.local_crop_size",
+            f"a size of whose patches half ({halves}) find matches among the {whole} of "
+            f"data.image_size={data.image_size}, for method=gtsa",
+            data.local_crop_size,
+        )
     expect(data.mask_share == 0, "data.mask_share", "0 for method=gtsa", data.mask_share)
 
 

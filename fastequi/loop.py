@@ -111,8 +111,8 @@ class Loop:
             if state["data"] is None and not last:
                 self._probe_first(clock, meter, guard)
             while not last:
-                batch, failed, number = self._first(batches, handler)
-                if batch is None or failed:
+                batch, number = self._first(batches, handler)
+                if failed := batch is None:
                     break
                 lr, decay, encoder = rates_at(progress, self.config)
                 schedule(self.optimizer, lr, decay, encoder)
@@ -182,15 +182,15 @@ class Loop:
 
     def _first(
         self, batches: Iterator[Batch], handler: PreemptionHandler
-    ) -> tuple[Batch | None, bool, int]:
-        """The next step's first batch, whether a process has none, and the signal that came."""
+    ) -> tuple[Batch | None, int]:
+        """The next step's first batch, None if a process has none, and the signal that came."""
         self.position, batch = self.loader.state_dict(), None
         try:
             batch = next(batches)
         except Exception as error:
             self.fault = error
         failed, number = self.processes.all_reduce_max([batch is None, handler.number])
-        return batch, bool(failed), int(number)
+        return None if failed else batch, int(number)
 
     def _leave_out(self) -> bool:
         """Has all processes leave out what one of them found damaged; whether that is too much."""

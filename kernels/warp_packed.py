@@ -1,10 +1,10 @@
 """Warped images at the speed of memory: Triton over interleaved uint8 images.
 
-As `warp_recon_packed.py`, without a prediction to compare with: four neighbouring pixels a thread,
-all channels of a tap in one load, no masks in tiles that lie inside. Bytes per pixel to bf16: 6,
-and 3/K to 4/K of the source. Instructions per pixel, all channels, sm_90: 80 with three bytes a
-texel, 64 with four (tests/test_offline_compile.py). On an H200 one view of 256 images of 224² is
-then bound by issue, not by memory (27 µs at 4.3 TB/s): 80 per pixel take about 35 µs.
+As `warp_recon_packed_kernel.py`, without a prediction to compare with: four neighbouring pixels a
+thread, all channels of a tap in one load, no masks in tiles that lie inside. Bytes per pixel to
+bf16: 6, and 3/K to 4/K of the source. Instructions per pixel, all channels, sm_90: 80 with three
+bytes a texel, 64 with four (tests/test_offline_compile.py). On an H200 one view of 256 images of
+224² is then bound by issue, not by memory (27 µs at 4.3 TB/s): 80 per pixel take about 35 µs.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_what_cannot_work_is_refused_at_once(section, change, message):
             "gtsa_vits16",
             "data",
             {"image_size": 64, "source_size": 64},
-            "data.local_crop_size: expected at most data.image_size=64 for method=gtsa, got 96",
+            r"data.local_crop_size: .* half \(18\) .* the 16 of data.image_size=64, .* got 96",
         ),
         ("dino_vits16", "model", {"class_token": False}, "model.class_token: expected true"),
         ("ibot_vits16", "tir", {"equi_dim": 8192}, "tir.equi_dim: expected less than"),

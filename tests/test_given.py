@@ -71,10 +71,8 @@ def test_colours_beside_an_alpha_channel_are_those_of_the_file(orientation, turn
 
 @pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
 def test_a_tiff_that_is_cut_off_is_left_to_dali(start):
-    header = 16 if b"+" in start else 8
     for length in range(20):
-        if len(start) + length < header:
-            assert not is_for_pillow(as_array(start + bytes(length)))
+        assert not is_for_pillow(as_array(start + bytes(length)))
         assert not is_for_pillow(as_array(start + b"\xff" * length))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fastequi.data.sources import tiff_tags
 from fastequi.data.sources.encoded import FORMATS
 from fastequi.data.sources.quiet_pillow import quiet_pillow
 
@@ -19,8 +20,6 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 Bytes = NDArray[np.uint8]  # encoded
 
 _RIFF = 12  # bytes before the first chunk of a WebP file
-_TIFFS = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"  # the last two with offsets of 64 bits
-_BITS, _ORIENTATION, _PLANAR, _EXTRA = 258, 274, 284, 338  # tags
 
 
 def decoded(image: Bytes) -> Pixels:
@@ -54,19 +53,22 @@ def is_for_pillow(image: Bytes) -> bool:
 
     That is of a WebP whose EXIF stands behind a chunk of odd length, as DALI takes no notice of the
     byte that fills it up; of a TIFF that does not say how many bits a pixel has, one then; and of
-    one with an alpha channel that is to be turned, whose colours DALI multiplies by alpha (but for
-    planes, of which Pillow decodes not all).
+    one whose colours DALI multiplies by alpha.
     """
     start = image[:_RIFF].tobytes()
     if start[:4] in (b"GIF8", b"\x28\0\0\0") or start[4:] in (b"ftypavif", b"ftypavis"):
         return True
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":
         return _exif_is_lost(image)
-    if start[:4] not in _TIFFS:
+    if not tiff_tags.is_tiff(start):
         return False
-    tags = _tags_of(image)
-    turned, planes = tags.get(_ORIENTATION, 1) != 1, tags.get(_PLANAR, 1) != 1
-    return _BITS not in tags or (turned and _EXTRA in tags and not planes)
+    try:
+        tags = tiff_tags.tags_of(BytesIO(image.data))
+    except Exception:
+        tags = {}
+    if not tags:  # damaged: DALI says how
+        return False
+    return tiff_tags.BITS not in tags or tiff_tags.multiplies_by_alpha(tags)
 
 
 def _exif_is_lost(webp: Bytes) -> bool:
@@ -78,22 +80,6 @@ def _exif_is_lost(webp: Bytes) -> bool:
         odd |= size % 2 == 1
         at += 8 + size + size % 2
     return False
-
-
-def _tags_of(tiff: Bytes) -> dict[int, int]:
-    """The tags of a TIFF's first directory, each with the first of its values if that is short."""
-    order = "<" if tiff[0] == ord("I") else ">"
-    wide = tiff[:4].tobytes() in _TIFFS[2:]
-    offset, number, count, size = (8, "u8", 8, 20) if wide else (4, "u4", 2, 12)
-    place = tiff[offset : offset + int(number[1])]
-    at = int(place.view(f"{order}{number}")[0]) if len(place) == int(number[1]) else len(tiff)
-    if at + count > len(tiff):
-        return {_BITS: 0}  # damaged: DALI says how
-    many = int(tiff[at : at + count].view(f"{order}u{count}")[0])
-    fields = tiff[at + count :][: many * size]
-    each = fields[: len(fields) // size * size].reshape(-1, size)
-    tags, values = (each[:, k : k + 2].copy().view(f"{order}u2") for k in (0, size // 2 + 2))
-    return dict(zip(tags[:, 0].tolist(), values[:, 0].tolist(), strict=True))
 
 
 def _rgb(image: Image.Image) -> Pixels:

@@ -89,6 +89,13 @@ def is_odd(tags: Any) -> bool:
     return whole and (samples == 2 or (deep and (white or (planar and samples > 1))))
 
 
+def multiplies_by_alpha(tags: Any) -> bool:
+    """Whether DALI, which makes 8-bit RGB, multiplies colours by alpha: of images that it turns.
+    Not of planes, of which Pillow does not decode all."""
+    turned, planes = tags.get(ORIENTATION, 1) != 1, tags.get(PLANAR, 1) == 2
+    return turned and EXTRA in tags and not planes
+
+
 def is_inverted(tags: Any) -> bool:
     """Whether 0 is white in whole numbers of 8 bits or more, whose values runs invert."""
     whole = set(tags.get(FORMATS, (1,))) <= {1, 4}
