@@ -46,7 +46,7 @@ def compiled_by(factory, *options):
         assert run.returncode == 0, run.stderr[-3000:]
         (folder / "counts.json").write_text(run.stdout.splitlines()[-1])
 
-    folder = once(factory, f"cubins-{len(options)}", make)
+    folder = once(factory, "cubins " + " and ".join(options), make)
     rows = json.loads((folder / "counts.json").read_text())
     for name, row in rows.items():
         print(triton.__version__, name, row)
