@@ -15,11 +15,19 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native, native_blur
-from fastequi.kernels.autograd import FusedLoss
+from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch
-from fastequi.kernels.gaussian_blur import gaussian_blur_ref
-from fastequi.kernels.pixel_loss import error_, error_ref, kernel_layout, loss_outputs, patchify
+from fastequi.kernels.gaussian_blur import blur_adjoint, gaussian_blur_ref
+from fastequi.kernels.pixel_loss import (
+    error_,
+    error_ref,
+    kernel_layout,
+    loss_outputs,
+    patchify,
+    unpatchify,
+    with_image_gradient,
+)
 from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.target import BlurTarget
@@ -104,14 +112,30 @@ def blur_recon_loss(
 ) -> Tensor:
     """Sums of errors over `divisor`, [B, K] or, with `reduce`, their sum.
 
-    Arguments are already checked. Gradients go to `pred`. Where image or sigma wants a gradient,
-    under torch.func, and in float64 on a GPU, the reference runs instead.
+    Arguments are already checked. Gradients go to `pred`, and to the image by `blur_adjoint`. Where
+    sigma wants one, under torch.func, in float64 on a GPU or with the image's gradient, and where a
+    compiler looks at that, the reference runs instead.
     """
     grad = torch.is_grad_enabled()
-    wide = torch.float64 in (pred.dtype, sigma.dtype) and use_triton(pred)
-    if wide or transformed() or (grad and (image.requires_grad or sigma.requires_grad)):
+    image_grad = grad and image.requires_grad
+    wide = torch.float64 in (pred.dtype, sigma.dtype, image.dtype if image_grad else None)
+    if (
+        transformed()
+        or (grad and sigma.requires_grad)
+        or (image_grad and (wide or needs_operator(pred, image, sigma)))
+        or (wide and use_triton(pred))
+    ):
         total = blur_recon_loss_ref(pred, image, sigma, target) / divisor
         return total.sum() if reduce else total
+    if image_grad:
+        size = image.shape[2], image.shape[3]
+
+        def adjoint(slope: Tensor, sigma: Tensor) -> Tensor:
+            slope = unpatchify(slope, size, target.patch_size)
+            return blur_adjoint(slope, sigma, target)
+
+        pred = with_image_gradient("blur_recon_loss", pred, image, adjoint, sigma)
+        image = image.detach()
     inside = float16_divisor(pred.dtype, divisor)
     wanted = grad and pred.requires_grad
     total, _ = blur_recon_op(pred, image, sigma, *target, inside, reduce, wanted)

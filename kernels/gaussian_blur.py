@@ -12,18 +12,20 @@ Never materialised: the float image, the padded image, the half-blurred image. S
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels import native, native_blur
-from fastequi.kernels.autograd import Operator
+from fastequi.kernels.autograd import Operator, batched, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
 from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import color_ref, to_float
 from fastequi.kernels.target import BlurTarget
+from fastequi.kernels.warp_adjoint import color_adjoint
 
 
 def _compute(
@@ -96,13 +98,68 @@ def gaussian_blur_ref(
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype) -> Tensor:
-    """[B, K, C, H, W]; arguments already checked. The reference where a gradient is wanted."""
+    """[B, K, C, H, W]; arguments already checked.
+
+    The image's gradient is :func:`blur_adjoint`. Where sigma wants one, under torch.func, in
+    float64, and where a compiler looks at gradients, the reference runs instead.
+    """
     grad = torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad)
-    if grad or transformed() or torch.float64 in (dtype, image.dtype):
+    wide = torch.float64 in (dtype, image.dtype)
+    if grad and not (wide or transformed() or sigma.requires_grad or needs_operator(image, sigma)):
+        blurred: Tensor = _Blur.apply(image, sigma, target, dtype)
+        return blurred
+    if grad or transformed() or wide:
         if use_native(image) and not grad:
             say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
         return gaussian_blur_ref(image, sigma, target, dtype)
     return gaussian_blur_op(image, sigma, target.mean, target.std, dtype, target.max_sigma)
+
+
+class _Blur(torch.autograd.Function):
+    """:func:`gaussian_blur` with the gradient of its image."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(sigma)
+        ctx.target, ctx.dtype = target, image.dtype
+        return gaussian_blur(image, sigma, target, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        (sigma,) = ctx.saved_tensors
+        return blur_adjoint(slope, sigma, ctx.target).to(ctx.dtype), None, None, None
+
+
+def blur_adjoint(slope: Tensor, sigma: Tensor, target: BlurTarget) -> Tensor:
+    """The gradient of Σ slope · gaussian_blur(image) by the image, [B, C, H, W] float32 (float64).
+
+    It is a blur as well. Reflection reads every pixel twice in a period of 2 (n - 1), those at the
+    border once: with M = diag(1/2, 1, ..., 1, 1/2) a blur B is S M, S symmetric, and so its adjoint
+    is M B M⁻¹: border pixels doubled, blurred, halved again, along both axes.
+
+    Args:
+        slope: [B, K, C, H, W] floating.
+        sigma, target: as of :func:`gaussian_blur`.
+    """
+    wide = torch.float64 in (slope.dtype, sigma.dtype)
+    slope = slope.to(torch.float64 if wide else torch.float32)
+    border = _at_border(slope.shape[3:], slope)
+    slope = color_adjoint(slope, None, target.std) / border
+    plain = BlurTarget(max_sigma=target.max_sigma)
+    blur = gaussian_blur_ref if batched(slope) else gaussian_blur
+    out = blur(slope.reshape(-1, *slope.shape[2:]), sigma.flatten()[:, None], plain, slope.dtype)
+    return (out.reshape(slope.shape) * border).sum(1)
+
+
+def _at_border(size: Sequence[int], like: Tensor) -> Tensor:
+    """[H, W] of ones, halves at the border, where an axis has more than a pixel."""
+    axes = [torch.ones(n, dtype=like.dtype, device=like.device) for n in size]
+    for axis in axes:
+        if len(axis) > 1:
+            axis[0] = axis[-1] = 0.5
+    return axes[0][:, None] * axes[1]
 
 
 def prepared(

@@ -1,4 +1,5 @@
-"""Warping and the path loss in C: packed.h, warp.c and warp_recon.c through ctypes."""
+"""Warping, its adjoint and the path loss in C: warp.c, warp_adjoint.c and warp_recon.c through
+ctypes."""
 
 from __future__ import annotations
 
@@ -40,6 +41,15 @@ class WarpStruct(Structure):
     )
 
 
+class WarpAdjointStruct(Structure):
+    _fields_ = (
+        ("image", ImageStruct),
+        ("grid", GridStruct),
+        ("slope", c_void_p),
+        *((name, c_int32) for name in ("dtype", "threads")),
+    )
+
+
 class WarpReconStruct(Structure):
     _fields_ = (
         ("image", ImageStruct),
@@ -53,20 +63,21 @@ class WarpReconStruct(Structure):
     )
 
 
+_SLOPES = (torch.float32, torch.bfloat16)
 IMAGES = {**native.DTYPES, torch.uint16: 3, torch.float16: 4}
 CHANNELS = 1024  # at most
 TAKES = f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels, rows without gaps"
 
 
 def samples(image: Tensor) -> bool:
-    """Whether the C sampler takes such an image: its type, and a size whose coordinates are exact.
-
-    Bounds of half a pixel want sides below 2^22 in float32, texel indices an area below 2^31.
-    """
-    height, width = image.shape[2:]
-    fits = (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
+    """Whether the C sampler takes such an image: type, and a size whose coordinates are exact."""
     known = image.dtype in IMAGES and not image.is_neg()
-    return known and 1 <= image.shape[1] <= CHANNELS and fits
+    return known and 1 <= image.shape[1] <= CHANNELS and _exact(*image.shape[2:])
+
+
+def _exact(height: int, width: int) -> bool:
+    """Bounds of half a pixel want sides below 2^22 in float32, texel indices an area below 2^31."""
+    return (height + 4) * (width + 4) < 2**31 and 0 < height < 2**22 and 0 < width < 2**22
 
 
 def warp(out: Tensor, image: Tensor, theta: Tensor, color: Tensor | None, target: Target) -> None:
@@ -108,6 +119,50 @@ def prepared_warp(
     def call(image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device="cpu")
         run(image, theta, color, out)
+        return out
+
+    return call
+
+
+def adjoins(slope: Tensor, theta: Tensor, size: Sequence[int]) -> bool:
+    """Whether the C adjoint takes such gradients of warped images, of images of that size."""
+    return torch.float64 not in (slope.dtype, theta.dtype) and _exact(*size)
+
+
+def warp_adjoint(
+    slope: Tensor, theta: Tensor, color: Tensor | None, target: Target, size: Sequence[int]
+) -> Tensor:
+    """[B, C, Hs, Ws] float32 of slopes [B, K, C, H, W]."""
+    theta, color = native.floats(theta), None if color is None else native.floats(color)
+    slope = slope if slope.dtype in _SLOPES else slope.float()
+    channels, dtype = slope.shape[2], slope.dtype
+    return prepared_adjoint(theta, color, target, size, channels, dtype)(slope, theta, color)
+
+
+def prepared_adjoint(
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    size: Sequence[int],
+    channels: int,
+    dtype: torch.dtype,
+) -> Callable[..., Tensor]:
+    """(slope, theta, color) to the gradient of images, for slopes of that type, of any strides, and
+    matrices like these, dense and float32; all with or without the axis of steps."""
+    shape = len(theta), channels, *size
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    grid = _grid(theta if theta.ndim == 4 else theta[:, None], color, target)
+    values = grid.batch * grid.steps * channels * target.height * target.width
+    op = WarpAdjointStruct(
+        image_struct(out), grid, None, native.DTYPES[dtype], native.threads(values)
+    )
+    op = _normalising(op, out, target)
+    run = native.Filled("warp_adjoint", op, "image.data", "grid.theta", "grid.color", "slope")
+
+    def call(slope: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        slope = slope.resolve_neg().contiguous()
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        run(out, theta, color, native.readable(slope))
         return out
 
     return call

@@ -1,9 +1,14 @@
-"""What the reconstruction losses share: the error of one value, and the order of patch tokens."""
+"""What the reconstruction losses share: the error of one value, the order of patch tokens, and how
+images get a gradient."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastequi.kernels.autograd import refuse
 from fastequi.kernels.backend import tl, triton
 
 LOSSES = ("mse", "l1", "smooth_l1")
@@ -90,6 +95,16 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return x.flatten(-3).flatten(-3, -2)
 
 
+def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
+    """[B, K, C, H, W], the inverse of :func:`patchify`; images pass."""
+    if not patch_size:
+        return tokens
+    (height, width), p = size, patch_size
+    lead, channels = tokens.shape[:2], tokens.shape[-1] // p**2
+    grid = tokens.reshape(*lead, height // p, width // p, p, p, channels)  # h w p q C
+    return grid.permute(0, 1, 6, 2, 4, 3, 5).reshape(*lead, channels, height, width)
+
+
 def strides_of(pred: Tensor, patch_size: int) -> tuple[int, int, int]:
     """The kernels' three strides of a prediction within one (image, step)."""
     if patch_size:
@@ -122,3 +137,42 @@ def loss_outputs(
     dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
     total = pred.new_empty(steps, dtype=dtype)
     return total, _like(pred, patch_size) if grad else pred.new_empty(0)
+
+
+def with_image_gradient(
+    name: str, pred: Tensor, image: Tensor, adjoint: Callable[..., Tensor], *given: Tensor | None
+) -> Tensor:
+    """The prediction for a loss of pred - target(image) that has a gradient by it alone: what comes
+    back to the prediction, in float32, goes to the image too.
+
+    d loss / d target = -d loss / d pred, so that the image's gradient is `adjoint` of that.
+
+    Args:
+        name: of the loss, for the error of a second derivative.
+        adjoint: of the map from the image to the target: called with a gradient in the prediction's
+            layout and with what is `given`, which must not change until then.
+    """
+    followed: Tensor = _Followed.apply(name, pred.float(), image, adjoint, *given)
+    return followed
+
+
+class _Followed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        name: str,
+        pred: Tensor,
+        image: Tensor,
+        adjoint: Callable[..., Tensor],
+        *given: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(*given)
+        ctx.name, ctx.adjoint, ctx.dtype = name, adjoint, image.dtype
+        return pred.view_as(pred)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        by_image = -ctx.adjoint(slope, *ctx.saved_tensors).to(ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            by_image = by_image + refuse(ctx.name, slope).to(ctx.dtype)
+        return None, slope, by_image, None, *[None] * len(ctx.saved_tensors)

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 KERNELS = (
     "warp.c",
+    "warp_adjoint.c",
     "warp_recon.c",
     "rot90_batch.c",
     "dino.c",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native, native_warp, warp_packed
-from fastequi.kernels.autograd import Operator
+from fastequi.kernels.autograd import Operator, needs_operator
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.precision import without_autocast
@@ -34,6 +34,7 @@ from fastequi.kernels.sampling import (
     unit,
 )
 from fastequi.kernels.target import Target
+from fastequi.kernels.warp_adjoint import Way, with_gradient
 
 _CHUNK = 1 << 21  # target values per chunk of the CPU path: 8 MB of float32
 
@@ -244,13 +245,23 @@ def warp(
 ) -> Tensor:
     """[B, K, C, H, W] samples of [B, C, Hs, Ws] at θ [B, K, 2, 3]; arguments already checked.
 
-    Of the target its size, normalisation and padding. Where the image, θ or the colour matrix wants
-    a gradient, under torch.func, and in float64, :func:`warp_ref` runs instead, since only it is
-    differentiable.
+    Of the target its size, normalisation and padding. The image's gradient is `warp_adjoint.py`'s.
+    Where θ or the colour matrix wants one, under torch.func, in float64, and where a compiler looks
+    at gradients, :func:`warp_ref` runs instead, which is differentiable in everything.
     """
-    inputs = (image, theta) if color is None else (image, theta, color)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    if differentiable or transformed() or torch.float64 in (dtype, theta.dtype):
+    grad = torch.is_grad_enabled()
+    matrices = (theta,) if color is None else (theta, color)
+    plain = (
+        transformed()
+        or torch.float64 in (dtype, theta.dtype)
+        or (grad and any(t.requires_grad for t in matrices))
+    )
+    if grad and image.requires_grad and not plain:
+        known = dtype.is_floating_point and image.dtype != torch.float64
+        if known and not needs_operator(image, *matrices):
+            return with_gradient(image, theta, color, Way(warp, target, dtype, image.shape[2:]))
+        plain = True
+    if plain:
         return warp_ref(image, theta, color, target, dtype)
     return warp_op(
         image, theta, color, *target.size, target.mean, target.std, dtype, target.padding_mode,
@@ -277,9 +288,17 @@ def prepared(
         or as_matrices(color, image.shape[1]) is not color
         or not native_warp.samples(image)
         or dtype not in native.DTYPES
-        or (grad and any(t.requires_grad for t in (image, *dense)))
+        or (grad and any(t.requires_grad for t in dense))
         or any(t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in dense)
         or not image.numel()
     ):
         return None
-    return native_warp.prepared_warp(image, theta, color, target, dtype, single)
+    run = native_warp.prepared_warp(image.detach(), theta, color, target, dtype, single)
+    if not (grad and image.requires_grad):
+        return run
+    if not dtype.is_floating_point:
+        return None
+    size = image.shape[2:]
+    back = native_warp.prepared_adjoint(theta, color, target, size, image.shape[1], dtype)
+    way = Way(warp, target, dtype, size, single, run, back)
+    return lambda image, theta, color: with_gradient(image, theta, color, way)

@@ -19,20 +19,29 @@ Which implementation runs: Triton on a GPU, `warp_recon_packed.py` for what trai
 partial sums in a fixed order: the result is the same bits in every run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels import native_warp
 from fastequi.kernels import warp_recon_packed as packed
-from fastequi.kernels.autograd import FusedLoss
+from fastequi.kernels.autograd import FusedLoss, batched, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
-from fastequi.kernels.pixel_loss import error_ref, kernel_layout, loss_outputs, patchify
+from fastequi.kernels.pixel_loss import (
+    error_ref,
+    kernel_layout,
+    loss_outputs,
+    patchify,
+    unpatchify,
+    with_image_gradient,
+)
 from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import as_matrices, base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
+from fastequi.kernels.warp_adjoint import warp_adjoint, with_steps
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
 from fastequi.kernels.warp_recon_general import warp_recon_general
 
@@ -151,21 +160,28 @@ def warp_recon_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """(the sums of errors over `divisor`, numbers of values), [B, K] or, with `reduce`, scalars.
 
-    Arguments are already checked. Gradients go to `pred` and `theta`. Where the image or the colour
-    matrix wants one, under torch.func, and for float64 on a GPU, the reference runs instead. The
+    Arguments are already checked. Gradients go to `pred` and `theta`, and to the image by
+    `warp_adjoint.py`. Where the colour matrix wants one, under torch.func, for float64 on a GPU or
+    with the image's gradient, and where a compiler looks at that, the reference runs instead. The
     count is None where it is all values.
     """
     grad = torch.is_grad_enabled()
-    others = (image,) if color is None else (image, color)
+    image_grad = grad and image.requires_grad
+    wide = torch.float64 in (pred.dtype, theta.dtype, image.dtype if image_grad else None)
     if (
         transformed()
-        or (grad and any(t.requires_grad for t in others))
-        or (torch.float64 in (pred.dtype, theta.dtype) and use_triton(pred))
+        or (grad and color is not None and color.requires_grad)
+        or (image_grad and (wide or needs_operator(pred, image, theta, color)))
+        or (wide and use_triton(pred))
     ):
         total, count = warp_recon_loss_ref(pred, image, theta, color, target)
         if reduce:
             total, count = total.sum(), count.sum()
         return total / divisor, count if target.mask_outside else None
+    if image_grad:
+        adjoint, given = _Adjoint(target, image.shape[2:]), (theta.detach(), color)
+        pred = with_image_gradient("warp_recon_loss", pred, image, adjoint, *given)
+        image = image.detach()
     inside = float16_divisor(pred.dtype, divisor)
     pred_grad, theta_grad = grad and pred.requires_grad, grad and theta.requires_grad
     total, count, _, _ = warp_recon_op(
@@ -190,12 +206,14 @@ def prepared(
     """
     grad = torch.is_grad_enabled()
     dense = (theta,) if color is None else (theta, color)
+    if grad and image.requires_grad:
+        return _prepared_with_image(pred, image, theta, color, target, divisor)
     if (
         as_matrices(color, image.shape[1]) is not color
         or target.mask_outside
         or not pred.numel()
         or pred.dtype not in (torch.float32, torch.bfloat16)
-        or (grad and any(t.requires_grad for t in (image, *dense)))
+        or (grad and any(t.requires_grad for t in dense))
         or kernel_layout(pred, target.patch_size) is not pred
         or any(t.dtype != torch.float32 or not t.is_contiguous() or t.is_neg() for t in dense)
     ):
@@ -219,3 +237,47 @@ def prepared(
         return total, None, slope, None
 
     return warp_recon_op.again(outputs)
+
+
+def _prepared_with_image(
+    pred: Tensor,
+    image: Tensor,
+    theta: Tensor,
+    color: Tensor | None,
+    target: Target,
+    divisor: int,
+) -> Again | None:
+    """:func:`prepared` where the image wants a gradient, in C."""
+    size, channels = image.shape[2:], image.shape[1]
+    if torch.float64 in (pred.dtype, image.dtype) or not use_native(pred):
+        return None
+    wide = pred.detach().float().requires_grad_()
+    inside = prepared(wide, image.detach(), theta, color, target, divisor)
+    if inside is None:
+        return None
+    back = native_warp.prepared_adjoint(theta, color, target, size, channels, torch.float32)
+    adjoint = _Adjoint(target, size, back)
+
+    def call(pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        pred = with_image_gradient("warp_recon_loss", pred, image, adjoint, theta, color)
+        return inside(pred, image.detach(), theta, color)
+
+    return call
+
+
+@dataclass(frozen=True)
+class _Adjoint:
+    """From gradients in a prediction's layout to the image's; `back`: what does it for tensors like
+    these, or None."""
+
+    target: Target
+    size: Sequence[int]
+    back: Callable[..., Tensor] | None = None
+
+    def __call__(self, slope: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
+        if theta.ndim == 3:
+            slope, theta, color = with_steps(slope, theta, color)
+        slope = unpatchify(slope, self.target.size, self.target.patch_size)
+        if self.back is not None and not batched(slope) and not needs_operator(slope):
+            return self.back(slope, theta, color)
+        return warp_adjoint(slope, theta, color, self.target, self.size)

@@ -5,15 +5,15 @@ gradient in the same pass. The definition is `warp_recon_loss_ref`; this is its 
 """
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastequi.kernels.constants import constants
-from fastequi.kernels.pixel_loss import error_, patchify
-from fastequi.kernels.sampling import base_grid, bounded, color_ref, is_gain, to_float
+from fastequi.kernels.pixel_loss import error_, patchify, unpatchify
+from fastequi.kernels.sampling import base_grid, bounded, color_ref, to_float
 from fastequi.kernels.target import Sums, Target
+from fastequi.kernels.warp_adjoint import color_adjoint
 
 _CHUNK = 1 << 18  # target values per chunk: 1 MB of float32
 
@@ -66,8 +66,8 @@ def warp_recon_eager(
         total[part] = error_(difference, target.loss, slope, weight) * weight
         if dtheta.numel():
             assert slope is not None
-            by_target = -_unpatchify(slope.to(compute), size, patch_size)
-            by_sample = _color_backward(by_target, mixing, std)
+            by_target = -unpatchify(slope.to(compute), size, patch_size)
+            by_sample = color_adjoint(by_target, mixing, std)
             by_grid = _grid_backward(by_sample, source, grid, padding_mode, align_corners)
             by_points = by_grid.flatten(2, 3).transpose(2, 3)
             dtheta[part] = by_points @ base.T
@@ -111,24 +111,3 @@ def _batched(image: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     if len(image) >= torch.get_num_threads() or grid.shape[1] == 1:
         return image, grid.flatten(1, 2)
     return image[:, None].expand(-1, grid.shape[1], -1, -1, -1).flatten(0, 1), grid.flatten(0, 1)
-
-
-def _color_backward(by_target: Tensor, color: Tensor | None, std: Sequence[float] | None) -> Tensor:
-    if std is not None:
-        gains = constants(tuple(std), by_target.device, by_target.dtype)
-        by_target = by_target / gains[:, None, None]
-    if color is not None:
-        color = color.to(by_target.dtype)
-        if is_gain(color, by_target.shape[2]):
-            return by_target * color[..., 0, None, None]
-        by_target = torch.einsum("bkij,bkihw->bkjhw", color[..., :-1], by_target)
-    return by_target
-
-
-def _unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
-    """The inverse of :func:`patchify`; images pass."""
-    if not patch_size:
-        return tokens
-    grid = tokens.unflatten(-1, (patch_size, patch_size, -1))  # L p q C
-    grid = grid.unflatten(2, (size[0] // patch_size, size[1] // patch_size))  # h w p q C
-    return grid.movedim(-1, 2).transpose(4, 5).flatten(5, 6).flatten(3, 4)

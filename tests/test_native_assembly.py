@@ -116,6 +116,7 @@ def round_trips(body: list[str]) -> list[str]:
     ("kernel", "hot"),
     [
         ("warp.c", "sample_run"),
+        ("warp_adjoint.c", "add_run"),
         ("warp_recon.c", "sample_run"),
         ("rot90_batch.c", "turn_uint32_t"),
         ("dino.c", "loss_of"),

@@ -39,7 +39,8 @@ def blur_recon_loss(
         max_sigma: fixes the kernel's radius, ceil(4·max_sigma) pixels. A larger sigma is an error
             on the CPU and NaN on a GPU, where a check would need a host sync.
 
-    Gradients go to `pred`; if image or sigma needs one, the eager chain runs instead.
+    Gradients go to `pred` and, with the memory of one float32 prediction more, to `image`; if sigma
+    needs one, the eager chain runs instead.
     """
     given = sigma if isinstance(sigma, Tensor) else None
     number = None if given is not None else sigma

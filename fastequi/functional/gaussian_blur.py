@@ -37,7 +37,9 @@ def gaussian_blur(
     Returns:
         [B, C, H, W] for sigma [B], else [B, K, C, H, W].
 
-    Differentiable in image and sigma (through plain PyTorch).
+    Differentiable in image and sigma. The gradient of the image alone comes from the kernel, since
+    the adjoint of a blur is a blur; with that of sigma all is plain PyTorch. Both can be
+    differentiated again.
     """
     given = sigma if isinstance(sigma, Tensor) else None
     number = None if given is not None else sigma

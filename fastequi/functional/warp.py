@@ -43,7 +43,9 @@ def warp(
     Returns:
         [B, K, C, H, W], or [B, C, H, W] for theta [B, 2, 3]. NaN where θ is not finite.
 
-    Differentiable in image, theta and color (through plain PyTorch).
+    Differentiable in image, theta and color. The gradient of the image alone comes from the
+    adjoint of the kernel (in C on a CPU, in PyTorch on a GPU) and can be differentiated again;
+    with that of theta or color all is plain PyTorch, and cannot.
     """
     options = size, mean, std, dtype, padding_mode, align_corners
     given = image, theta, color

@@ -74,8 +74,10 @@ def warp_recon_loss(
         A float32 scalar (float64 for float64 predictions), or [B, K] with reduction="none".
         A θ that is not finite gives NaN for its image and step.
 
-    Gradients go to `pred` and `theta`, from the same pass. If `image` or `color` needs one, the
-    chain above runs instead, with the right gradient and its memory.
+    Gradients go to `pred` and `theta`, from the same pass, and to `image` (feature maps, say, that
+    are compared after a warp), by the adjoint of the warp and with the memory of one float32
+    prediction more. If `color` needs one, the chain above runs instead, with the right gradient and
+    its memory.
 
     Raises:
         TypeError: an argument of a type or dtype that cannot be.

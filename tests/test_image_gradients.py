@@ -1,0 +1,379 @@
+"""Gradients of images that are warped or blurred, and of those that targets are made of, against
+the chains that a user would write, in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastequi import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
+from fastequi.kernels import backend, native, native_warp
+from fastequi.kernels.gaussian_blur import gaussian_blur_ref
+from fastequi.kernels.target import BlurTarget, Target
+from fastequi.kernels.warp import warp_ref
+from fastequi.kernels.warp_adjoint import warp_adjoint_ref
+from tests.support import warp_recon
+from tests.support.warp_recon import MEAN, STD, assert_near, case
+
+needs_compiler = pytest.mark.skipif(native.obstacle() is not None, reason="no C kernels")
+PADDINGS = ("zeros", "border", "reflection")
+
+
+def _problem(channels=3, color=None, steps=2, image_dtype=torch.float32, scale=1.2, size=(9, 14)):
+    """(image, θ, colour, gradient of the warped images)."""
+    _, image, theta = case(c=channels, k=steps, image_dtype=image_dtype, scale=scale, size=size)
+    g = torch.Generator().manual_seed(1)
+    columns = {None: 0, "matrix": channels + 1, "gain": 2}[color]
+    mixing = torch.randn(2, steps, channels, columns, generator=g) if columns else None
+    return image, theta, mixing, torch.randn(2, steps, channels, *size, generator=g)
+
+
+def _by_image(loss, image, *others):
+    leaf = image.detach().clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf), [leaf, *others])
+
+
+@pytest.mark.slow("triton", every=4)
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "color"),
+    [
+        *[(3, None), (3, "matrix"), (3, "gain"), (1, "matrix"), (2, None)],
+        *[(4, "matrix"), (5, "gain"), (9, None)],
+    ],
+)
+def test_of_warped_images(backend, device, padding_mode, align_corners, channels, color, poisoned):
+    given = (t if t is None else t.to(device) for t in _problem(channels, color))
+    image, theta, mixing, slope = given
+    norm = {"mean": [0.4] * channels, "std": [0.1 + c / 9 for c in range(channels)]}
+    options = {"padding_mode": padding_mode, "align_corners": align_corners}
+    out = warp(image.requires_grad_(), theta, color=mixing, size=(9, 14), **norm, **options)
+    assert out.grad_fn.name() == "_WarpBackward"  # not the reference's
+    (ours,) = torch.autograd.grad(out, image, slope)
+    target = Target(9, 14, 0, "none", *norm.values(), **options)
+
+    def exact(x):
+        return (warp_ref(x, theta.double(), mixing, target, torch.float64) * slope).sum()
+
+    assert ours.dtype == image.dtype
+    assert_near(ours, *_by_image(exact, image.double()), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("image_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("single", [False, True])
+def test_of_any_types_and_strides(backend, device, dtype, image_dtype, single):
+    image, theta, _, slope = _problem(steps=1, image_dtype=image_dtype)
+    image = image.to(device).contiguous(memory_format=torch.channels_last)
+    theta, slope = theta.to(device), slope.to(device, dtype).movedim(2, -1).contiguous()
+    slope = slope.movedim(-1, 2)
+    target = Target(9, 14)
+
+    def exact(x):
+        return (warp_ref(x, theta.double(), None, target, torch.float64) * slope).sum()
+
+    (wanted,) = _by_image(exact, image.double())
+    if single:
+        theta, slope = theta[:, 0], slope[:, 0]
+    for _ in range(2):  # and by what the first call has prepared
+        leaf = image.detach().requires_grad_()
+        out = warp(leaf, theta, size=(9, 14), dtype=dtype)
+        (ours,) = torch.autograd.grad(out, leaf, slope)
+        assert (out.dtype, ours.dtype) == (dtype, image_dtype)
+        assert_near(ours, wanted, 1e-5 if image_dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.slow("triton", every=4)
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
+@pytest.mark.parametrize("patch", [0, 4])
+@pytest.mark.parametrize("mask_outside", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_of_the_path_loss(backend, device, loss, patch, mask_outside, reduction):
+    pred, image, theta = (
+        t.to(device) for t in case(image_dtype=torch.float32, size=(8, 12), scale=0.9)
+    )
+    if patch:
+        pred = warp_recon.patchify(pred, patch).contiguous()
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], device=device)
+    norm = {"mean": MEAN, "std": STD}
+    layout = {"layout": "patch", "patch_size": patch, "size": (8, 12)} if patch else {}
+    leaves = [t.detach().clone().requires_grad_() for t in (pred, image, theta)]
+    for _ in range(2):
+        value = warp_recon_loss(
+            *leaves, **norm, **layout, loss=loss, mask_outside=mask_outside, reduction=reduction
+        )
+        ours = torch.autograd.grad(value if reduction == "mean" else (value * weight).sum(), leaves)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    options = {"loss": loss, "patch": patch, "mask_outside": mask_outside, "size": (8, 12)}
+    sums = warp_recon.eager(*wide, **norm, **options)
+    counted = warp_recon.eager(
+        torch.ones_like(wide[0]), image.double() * 0, theta, **options | {"loss": "l1"}
+    )  # pred 1 against 0: as many errors of 1 as there are values
+    if reduction == "mean":
+        exact = sums.sum() / counted.sum()
+    else:
+        exact = (sums / counted * weight).sum()
+    exacts = torch.autograd.grad(exact, wide)
+    for name, found, wanted in zip(("pred", "image", "theta"), ours, exacts, strict=True):
+        if name != "theta" or not mask_outside:
+            assert_near(found, wanted, 1e-4)
+    assert_near(value.detach(), exact.detach() if reduction == "mean" else sums / counted, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["path loss", "blur"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_predictions_do_not_round_the_images_gradient(backend, device, kind, dtype):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32, source=(9, 14)))
+    pred = pred.to(dtype)
+
+    def loss(x, p=pred):
+        if kind == "blur":
+            return blur_recon_loss(p, x, 1.0 if p.ndim == 4 else torch.ones(2, 2, device=device))
+        return warp_recon_loss(p, x, theta)
+
+    (wanted,) = _by_image(lambda x: loss(x, pred.float()), image)
+    leaf = pred.detach().requires_grad_()
+    ours, by_pred = _by_image(lambda x: loss(x, leaf), image, leaf)
+    assert by_pred.dtype == dtype
+    assert_near(ours, wanted.double(), 1e-6)
+
+
+@pytest.mark.slow("triton", every=3)
+@pytest.mark.parametrize("source", [(9, 14), (33, 40), (1, 7), (2, 5), (1, 1)])
+@pytest.mark.parametrize("most", [2.0, 9.0])
+def test_of_blurred_images(backend, device, source, most):
+    _, image, _ = case(source=source, image_dtype=torch.float32)
+    g = torch.Generator().manual_seed(0)
+    sigma, slope = torch.rand(2, 2, generator=g) * most, torch.randn(2, 2, 3, *source, generator=g)
+    sigma[0, 0] = 0.0
+    image, sigma, slope = image.to(device), sigma.to(device), slope.to(device)
+    target = BlurTarget(mean=MEAN, std=STD, max_sigma=most)
+
+    def exact(x):
+        return (gaussian_blur_ref(x, sigma.double(), target, torch.float64) * slope).sum()
+
+    out = gaussian_blur(image.requires_grad_(), sigma, mean=MEAN, std=STD, max_sigma=most)
+    assert out.grad_fn.name() == "_BlurBackward"
+    (ours,) = torch.autograd.grad(out, image, slope)
+    assert_near(ours, *_by_image(exact, image.double()), 1e-5)
+
+
+@pytest.mark.parametrize("patch", [0, 4])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_of_the_loss_against_blurred_images(backend, device, patch, reduction):
+    pred, image, _ = (
+        t.to(device) for t in case(image_dtype=torch.float32, size=(8, 12), source=(8, 12))
+    )
+    sigma = torch.tensor([[0.5, 2.0], [0.1, 1.3]], device=device)
+    layout = {"layout": "patch", "patch_size": patch} if patch else {}
+    given = warp_recon.patchify(pred, patch) if patch else pred
+    options = {"mean": MEAN, "std": STD, "reduction": reduction, **layout}
+    (ours,) = _by_image(lambda x: blur_recon_loss(given, x, sigma, **options).sum(), image)
+
+    def exact(x):
+        target = BlurTarget(mean=MEAN, std=STD)
+        made = gaussian_blur_ref(x, sigma.double(), target, torch.float64)
+        each = (pred - made).square().mean((2, 3, 4))
+        return each.mean() if reduction == "mean" else each.sum()
+
+    assert_near(ours, *_by_image(exact, image.double()), 1e-5)
+
+
+def test_a_warp_is_differentiated_again(backend, device):
+    """By PyTorch's grid_sample it cannot be: a penalty on the gradient of a network behind it."""
+    image, theta, mixing, _ = (t.to(device) for t in _problem(color="matrix"))
+    norm = {"color": mixing, "size": (9, 14), "mean": MEAN, "std": STD}
+
+    def penalty(x):
+        (grad,) = torch.autograd.grad(warp(x, theta, **norm).pow(3).sum(), x, create_graph=True)
+        return grad.square().sum()
+
+    (ours,) = _by_image(penalty, image)
+    wide = theta.double()
+    target = Target(9, 14, 0, "none", MEAN, STD)
+    matrix = torch.stack(  # the warp is affine in the image
+        [
+            warp_ref(unit.view_as(image[:1]), wide[:1], mixing[:1], target, torch.float64).flatten()
+            for unit in torch.eye(image[0].numel(), dtype=torch.float64, device=device)
+        ],
+        1,
+    )
+    start = warp_ref(image[:1].double() * 0, wide[:1], mixing[:1], target, torch.float64).flatten()
+    matrix = matrix - start[:, None]
+
+    def exact(x):
+        grad = 3 * (matrix @ x.flatten() + start).square() @ matrix
+        return grad.square().sum()
+
+    assert_near(ours[:1], *_by_image(exact, image[:1].double()), 1e-4)
+
+
+def test_a_blur_is_differentiated_again(backend, device):
+    _, image, _ = (t.to(device) for t in case(image_dtype=torch.float32))
+    sigma = torch.ones(2, 2, device=device)
+
+    def penalty(x, blur):
+        (grad,) = torch.autograd.grad(blur(x).pow(3).sum(), x, create_graph=True)
+        return grad.square().sum()
+
+    (ours,) = _by_image(lambda x: penalty(x, lambda x: gaussian_blur(x, sigma)), image)
+    target = BlurTarget()
+    (wanted,) = _by_image(
+        lambda x: penalty(x, lambda x: gaussian_blur_ref(x, sigma.double(), target, torch.float64)),
+        image.double(),
+    )
+    assert_near(ours, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["warp_recon_loss", "blur_recon_loss"])
+def test_a_loss_says_that_it_is_not(backend, device, name):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32, source=(9, 14)))
+    image, pred = image.requires_grad_(), pred.requires_grad_()
+    other = theta if name == "warp_recon_loss" else torch.ones(2, 2, device=device)
+    loss = {"warp_recon_loss": warp_recon_loss, "blur_recon_loss": blur_recon_loss}[name]
+    (grad,) = torch.autograd.grad(loss(pred, image, other), image, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name}: its gradient is computed in the forward"):
+        grad.square().sum().backward()
+
+
+def test_a_batch_of_gradients_at_once(backend, device):
+    pred, image, theta = (
+        t.to(device) for t in case(image_dtype=torch.float32, size=(8, 12), source=(8, 12))
+    )
+    sigma, patches = torch.ones(2, 2, device=device), warp_recon.patchify(pred, 4)
+    layout = {"layout": "patch", "patch_size": 4, "reduction": "none"}
+    calls = {
+        "warp": lambda x: warp(x, theta),
+        "blur": lambda x: gaussian_blur(x, sigma),
+        "path loss": lambda x: warp_recon_loss(pred, x, theta, reduction="none"),
+        "of patches": lambda x: warp_recon_loss(patches, x, theta, **layout),
+        "blurred": lambda x: blur_recon_loss(patches, x, sigma, **layout),
+    }
+    for name, call in calls.items():
+        leaf = image.detach().requires_grad_()
+        out = call(leaf)
+        g = torch.Generator().manual_seed(0)
+        several = torch.randn(3, *out.shape, generator=g).to(device)
+        (ours,) = torch.autograd.grad(out, leaf, several, is_grads_batched=True)
+        for slope, found in zip(several, ours, strict=True):
+            (wanted,) = torch.autograd.grad(call(leaf), leaf, slope)
+            torch.testing.assert_close(found, wanted, msg=name)
+
+
+@pytest.mark.parametrize("loss", [False, True])
+def test_matrices_must_stay_until_the_backward(backend, device, loss):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32))
+    image = image.requires_grad_()
+    out = warp_recon_loss(pred, image, theta) if loss else warp(image, theta)
+    theta.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_matrix_that_is_not_finite_gives_its_image_nan(backend, device, padding_mode, bad):
+    image, theta, _, slope = (None if t is None else t.to(device) for t in _problem())
+    theta[1, 1, 0, 2] = bad
+    out = warp(image.requires_grad_(), theta, size=(9, 14), padding_mode=padding_mode)
+    (grad,) = torch.autograd.grad(out, image, slope, retain_graph=True)
+    assert grad[1].isnan().all()
+    assert grad[0].isfinite().all()
+    slope[1, 1] = 0  # what nobody asks about
+    assert torch.autograd.grad(out, image, slope)[0].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_the_same_bits_with_any_number_of_threads(channels):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, channels, 61, 75, generator=generator, requires_grad=True)
+    theta = torch.tensor([[0.9, 0.3, 0.1], [-0.3, 0.9, 0.0]]).expand(3, 2, 2, 3)
+    slope = torch.randn(3, 2, channels, 61, 75, generator=generator)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with backend.force("native"):
+                found += torch.autograd.grad(warp(image, theta), image, slope)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_empty(backend, device):
+    _, image, theta = (t.to(device) for t in case(image_dtype=torch.float32))
+    none, nowhere = image[:0].requires_grad_(), theta[:0]
+    warp(none, nowhere).sum().backward()
+    assert none.grad.shape == none.shape
+    gaussian_blur(none, torch.ones(0, 2, device=device)).sum().backward()
+    assert none.grad.shape == none.shape
+
+
+# ---- any call ----
+
+wild = st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30, 3e38, 1e-38, 0.0])
+tame = st.floats(-3, 3, width=32)
+sizes = st.integers(1, 37)
+
+
+@st.composite
+def problems(draw, entries):
+    b, k, c = draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6)))
+    size, source = (draw(sizes), draw(sizes)), (draw(sizes), draw(sizes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    values = draw(st.lists(entries, min_size=6 * b * k, max_size=6 * b * k))
+    theta = torch.tensor(values).view(b, k, 2, 3)
+    columns = draw(st.sampled_from([0, 2, c + 1 if c <= 4 else 2]))
+    color = torch.randn(b, k, c, columns, generator=generator) if columns else None
+    slope = torch.randn(b, k, c, *size, generator=generator)
+    slope = slope.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    norm = ([0.5] * c, [0.25] * c) if draw(st.booleans()) else (None, None)
+    padding_mode = draw(st.sampled_from(PADDINGS))
+    target = Target(*size, 0, "none", *norm, padding_mode, draw(st.booleans()))
+    return slope, theta, color, target, source
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(problems(tame))
+def test_fuzz_equals_the_backward_of_grid_sample(problem):
+    slope, theta, color, target, source = problem
+    ours = native_warp.warp_adjoint(slope, theta, _matrices(color, slope), target, source)
+    wanted = warp_adjoint_ref(slope, theta, color, target, source)
+    # a point on the border may fall on either side of it, where reflection and align_corners meet
+    apart = (ours - wanted).abs() > 2e-3 * wanted.abs().max().clamp(min=1e-3)
+    assert apart.float().mean() <= 0.01
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(problems(st.one_of(wild, tame)))
+def test_fuzz_any_theta_is_nan_or_a_number_for_its_image_alone(problem):
+    slope, theta, color, target, source = problem
+    found = native_warp.warp_adjoint(slope, theta, _matrices(color, slope), target, source)
+    bad = ~theta.isfinite().flatten(1).all(1)
+    assert found[bad].isnan().all()
+    assert not found[~bad].isnan().any()
+
+
+def _matrices(color, slope):
+    from fastequi.kernels.sampling import as_matrices
+
+    return as_matrices(color, slope.shape[2])
+
+
+@needs_compiler
+@pytest.mark.parametrize("entry", [1e30, -1e30, 2.5, math.nan])
+def test_nothing_is_written_outside_the_result(entry):
+    """The result is the call's own, and so its neighbours are made like it, before and behind."""
+    theta = torch.full((2, 2, 2, 3), entry)
+    around = [torch.full((2, 3, 5, 7), 7.0) for _ in range(64)]
+    for padding_mode, align in itertools.product(PADDINGS, [False, True]):
+        target = Target(9, 11, 0, "none", None, None, padding_mode, align)
+        native_warp.warp_adjoint(torch.ones(2, 2, 3, 9, 11), theta, None, target, (5, 7))
+    assert all((each == 7).all() for each in around)
