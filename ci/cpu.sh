@@ -33,6 +33,7 @@ both dino_fresh_memory_cpu --case dino_cpu --fresh-memory --headline --modes fwd
 both dino_65536_cpu --case dino_cpu sinkhorn_cpu --headline --modes fwdbwd --set S=10 B=16 N=65536
 both gaussian_blur_cpu --case gaussian_blur_cpu --headline --modes fwd
 both blur_recon_cpu --case blur_recon_cpu --headline --modes fwdbwd
+both maps_cpu --case warp_of_maps_cpu warp_recon_of_maps_cpu blur_of_maps_cpu --modes fwdbwd
 both gtsa_losses_cpu --case crop_align_cpu correspondence_cpu --headline --modes fwdbwd
 both gram_cpu --case gram_cpu --modes fwdbwd
 both short_attention_cpu --case short_attention_cpu gelu_cpu --modes fwdbwd
