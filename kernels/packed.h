@@ -521,9 +521,6 @@ CALLED void sample_one(
 
 /* ---- all groups ---- */
 
-/* Pixels of a run whose samples of all channels fit where four channels of RUN do: a multiple of 4. */
-INLINE int64_t longest_run(const Image *image) { return RUN / groups_of(image) / 4 * 4; }
-
 /* The mixers of all groups of an image and step; NULL without a colour. */
 INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid, int64_t place) {
   if (!grid->color) return NULL;
@@ -532,28 +529,40 @@ INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid,
   return room;
 }
 
-/* A rectangle's samples of all channels: planes `longest_run` apart, or pixel after pixel. */
-INLINE void sample_all(
-    float *out, float *by_x, float *by_y, Taps *taps, const Rectangle *of, Ahead ahead,
-    const Affine *at, const Grid *grid, const Image *image, const float *texels, const Mixer *mixers,
-    int planar, int derivatives, int mask) {
-  const int64_t n = of->width * of->rows;
+/* n samples of a group's channels, whose taps are known, to planes RUN apart. */
+INLINE void sample_planes(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const Image *image, int32_t group,
+    const float *texels, const Mixer *mixers, int derivatives) {
   texels += texel_floats(image) * origin_of(image);
-  locate_all(taps, of, ahead, at, grid, image, derivatives, mask);
+  if (image->channels == 1) sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
+  else
+    sample_run(out, by_x, by_y, taps, n, texels + group * plane_floats(image), pitch_of(image),
+               mixers ? mixers + group : NULL, channels_of(image, group), RUN, 1, derivatives);
+}
+
+/* Pixels of a run whose samples of all channels fit where four channels of RUN do: a multiple of 4. */
+INLINE int64_t longest_run(const Image *image) { return RUN / groups_of(image) / 4 * 4; }
+
+/* The same of all channels, n of at most longest_run, pixel after pixel. */
+INLINE void sample_pixels(
+    float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const Image *image, const float *texels,
+    const Mixer *mixers, int derivatives) {
+  texels += texel_floats(image) * origin_of(image);
   if (image->channels == 1) {
     sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
     return;
   }
   int32_t groups = groups_of(image);
-  int64_t apart = planar ? longest_run(image) : image->channels, step = planar ? 4 * apart : 4;
   for (int32_t group = groups - 1, done = 0; done < groups; done++, group = done - 1) {
     /* the last one first: beyond its channels it writes where the first one does, a pixel on */
-    int64_t first = group * step;
-    sample_run(out + first, derivatives ? by_x + first : NULL, derivatives ? by_y + first : NULL,
-               taps, n, texels + group * plane_floats(image), pitch_of(image),
-               mixers ? mixers + group : NULL, channels_of(image, group), apart, planar,
-               derivatives);
+    sample_run(out + 4 * group, derivatives ? by_x + 4 * group : NULL, derivatives ? by_y + 4 * group : NULL,
+               taps, n, texels + group * plane_floats(image), pitch_of(image), mixers ? mixers + group : NULL,
+               channels_of(image, group), image->channels, 0, derivatives);
   }
 }
+
+/* Rows of planes that are sampled together where they follow one another in memory. */
+enum { TOGETHER = 256 }; /* pixels, about */
+INLINE int64_t rows_together(int64_t width) { return width < TOGETHER ? TOGETHER / width : 1; }
 
 #endif

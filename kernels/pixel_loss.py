@@ -152,7 +152,9 @@ def with_image_gradient(
         adjoint: of the map from the image to the target: called with a gradient in the prediction's
             layout and with what is `given`, which must not change until then.
     """
-    followed: Tensor = _Followed.apply(name, pred.float(), image, adjoint, *given)
+    # PyTorch's own without a look for torch.func's transforms, under which references run
+    apply = super(torch.autograd.Function, _Followed).apply
+    followed: Tensor = apply(name, pred.float(), image, adjoint, *given)
     return followed
 
 

@@ -47,15 +47,16 @@ CALLED void block_of(
   int bad = !finite6(theta);
   Affine affine = affine_of(theta, &op->grid, &op->image);
   const Mixer *mixers = mixers_of(scratch->mixers, &op->image, &op->grid, place);
-  int64_t most = longest_run(&op->image);
-  for (int64_t y = first; y < last; y++)
-    for (int64_t x = 0; x < width; x += most) {
-      int64_t n = width - x < most ? width - x : most;
-      const Rectangle of = {x, y, n, 1};
-      sample_all(scratch->values, NULL, NULL, &scratch->taps, &of, (Ahead){0}, &affine, &op->grid, &op->image, texels,
-                 mixers, 1, 0, 0);
+  const int64_t together = rows_together(width);
+  for (int64_t y = first; y < last; y += together)
+    for (int64_t x = 0; x < width; x += RUN) {
+      const Rectangle of = {x, y, width - x < RUN ? width - x : RUN, last - y < together ? last - y : together};
+      const int64_t n = of.width * of.rows;
+      locate_all(&scratch->taps, &of, (Ahead){0}, &affine, &op->grid, &op->image, 0, 0);
       for (int32_t c = 0; c < channels; c++) {
-        float *values = scratch->values + c * most;
+        float *values = scratch->values + c % 4 * RUN;
+        if (c % 4 == 0)
+          sample_planes(values, NULL, NULL, &scratch->taps, n, &op->image, c / 4, texels, mixers, 0);
         if (bad)
           for (int64_t i = 0; i < n; i++) values[i] = NAN;
         write_run(op, ((place * channels + c) * height + y) * width + x, values, n);

@@ -81,9 +81,11 @@ CALLED int add_step(const WarpAdjoint *op, int64_t b, int64_t k, int32_t group, 
   Mixer mixer;
   mix_back(&mixer, op, place, group);
   const int bad = !finite6(theta);
-  for (int64_t y = 0; y < height; y++)
+  const int64_t together = rows_together(width);
+  for (int64_t y = 0; y < height; y += together)
     for (int64_t x = 0; x < width; x += RUN) {
-      int64_t n = width - x < RUN ? width - x : RUN;
+      const Rectangle of = {x, y, width - x < RUN ? width - x : RUN, height - y < together ? height - y : together};
+      const int64_t n = of.width * of.rows;
       for (int32_t c = 0; c < channels; c++) {
         int64_t at = ((place * all + 4 * group + c) * height + y) * width + x;
         if (op->dtype == FLOAT32) read_values(scratch->values[c], op->slope, at, n, FLOAT32);
@@ -92,7 +94,6 @@ CALLED int add_step(const WarpAdjoint *op, int64_t b, int64_t k, int32_t group, 
           if (scratch->values[c][i] != 0.0f) return 1;
       }
       if (bad) continue;
-      const Rectangle of = {x, y, n, 1};
       locate_all(&scratch->taps, &of, (Ahead){0}, &affine, grid, &op->image, 0, 0);
       add_run(texels + 4 * origin_of(&op->image), pitch, &scratch->taps, scratch->values, n, &mixer, channels,
               grid->color != NULL);

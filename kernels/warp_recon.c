@@ -59,62 +59,70 @@ CALLED double error_of_ones(
 #undef TARGET
 }
 
-/* One rectangle of at most longest_run pixels, whose channel 0 starts at `at` in the prediction. */
+/* What n pixels of some channels add to the gradient by the matrix; from a pixel and a channel to the next. */
+INLINE void add_by_theta(
+    Sums *sums, const Scratch *scratch, const Affine *affine, const Rectangle *of, int32_t channels, int64_t pixel,
+    int64_t channel) {
+  for (int64_t i = 0; i < of->width * of->rows; i++) {
+    double by_x = 0, by_y = 0;
+    for (int32_t c = 0; c < channels; c++) {
+      int64_t j = i * pixel + c * channel;
+      by_x -= scratch->slope[j] * scratch->by_x[j];
+      by_y -= scratch->slope[j] * scratch->by_y[j];
+    }
+    by_x *= scratch->taps.dx[i];
+    by_y *= scratch->taps.dy[i];
+    double xn = affine->step[0] * (of->x + i % of->width) + affine->start[0];
+    double yn = affine->step[1] * (of->y + i / of->width) + affine->start[1];
+    double parts[6] = {by_x * xn, by_x * yn, by_x, by_y * xn, by_y * yn, by_y};
+    for (int j = 0; j < 6; j++) sums->dtheta[j] += parts[j];
+  }
+}
+
+/* One rectangle, whose channel 0 starts at `at` in the prediction and whose rows follow one another there: of planes
+ * at most RUN pixels, else at most longest_run. */
 CALLED void run(
-    const WarpRecon *op, const Affine *affine, const Mixer *mixers, const float *texels,
-    Scratch *scratch, int64_t x0, int64_t y0, int64_t width, int64_t rows, int64_t at, int planar,
-    Sums *sums) {
-  int32_t channels = op->image.channels;
-  int64_t n = width * rows;
+    const WarpRecon *op, const Affine *affine, const Mixer *mixers, const float *texels, Scratch *scratch,
+    const Rectangle *of, int64_t at, int planar, Sums *sums) {
+  const Image *image = &op->image;
+  int32_t channels = image->channels;
+  int64_t n = of->width * of->rows;
   int derivatives = op->dtheta != NULL, mask = op->count != NULL;
-  const Rectangle of = {x0, y0, width, rows};
   const int64_t value = op->dtype == FLOAT32 ? 4 : 2, each = planar ? value : value * channels;
   /* a patch's rows are asked for a patch ahead, one after the other; of planes a row is all there is: its own */
   const int64_t place = at * value + (planar ? 0 : n * each);
   const Ahead next = {(uintptr_t)op->pred + (uintptr_t)place, each, op->pred_stride[2] * value,
-                      planar ? channels : 1};
+                      planar ? channels_of(image, 0) : 1};
   Prediction given = {op->pred, op->grad, op->weight, op->dtype, op->loss, op->stream};
+  locate_all(&scratch->taps, of, next, affine, &op->grid, image, derivatives, mask);
   if (channels == 1 && !mixers && !derivatives && !mask && n % LANES == 0) {
-    locate_all(&scratch->taps, &of, next, affine, &op->grid, &op->image, 0, 0);
-    texels += texel_floats(&op->image) * origin_of(&op->image);
+    texels += texel_floats(image) * origin_of(image);
     sums->total += error_of_ones(&given, &scratch->taps, texels, at, n);
     return;
   }
-  sample_all(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, &of, next, affine, &op->grid,
-             &op->image, texels, mixers, planar, derivatives, mask);
   const int32_t *keep = mask ? scratch->taps.keep : NULL;
   float *slopes = derivatives ? scratch->slope : NULL;
-  if (mask)
-    for (int64_t i = 0; i < n; i++) sums->count -= keep[i] * channels;
-  const int64_t apart = longest_run(&op->image);
+  for (int64_t i = 0; mask && i < n; i++) sums->count -= keep[i] * channels;
   if (planar) {
-    for (int32_t c = 0; c < channels; c++)
-      sums->total += error_run(&given, scratch->target + c * apart, slopes ? slopes + c * apart : NULL,
-                               keep, at + c * op->pred_stride[2], n);
-  } else {
-    if (mask) {
-      for (int64_t i = 0; i < n; i++)
-        for (int32_t c = 0; c < channels; c++) scratch->keep[i * channels + c] = keep[i];
-      keep = scratch->keep;
+    for (int32_t group = 0; group < groups_of(image); group++) {
+      const int32_t some = channels_of(image, group);
+      sample_planes(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, image, group, texels, mixers,
+                    derivatives);
+      for (int32_t c = 0; c < some; c++)
+        sums->total += error_run(&given, scratch->target + c * RUN, slopes ? slopes + c * RUN : NULL, keep,
+                                 at + (4 * group + c) * op->pred_stride[2], n);
+      if (derivatives) add_by_theta(sums, scratch, affine, of, some, 1, RUN);
     }
-    sums->total += error_run(&given, scratch->target, slopes, keep, at, n * channels);
+    return;
   }
-  if (!derivatives) return;
-  int64_t pixel = planar ? 1 : channels, channel = planar ? apart : 1;
-  for (int64_t i = 0; i < n; i++) {
-    double by_x = 0, by_y = 0;
-    for (int32_t c = 0; c < channels; c++) {
-      int64_t j = i * pixel + c * channel;
-      by_x -= slopes[j] * scratch->by_x[j];
-      by_y -= slopes[j] * scratch->by_y[j];
-    }
-    by_x *= scratch->taps.dx[i];
-    by_y *= scratch->taps.dy[i];
-    double xn = affine->step[0] * (x0 + i % width) + affine->start[0];
-    double yn = affine->step[1] * (y0 + i / width) + affine->start[1];
-    double parts[6] = {by_x * xn, by_x * yn, by_x, by_y * xn, by_y * yn, by_y};
-    for (int j = 0; j < 6; j++) sums->dtheta[j] += parts[j];
+  sample_pixels(scratch->target, scratch->by_x, scratch->by_y, &scratch->taps, n, image, texels, mixers, derivatives);
+  if (mask) {
+    for (int64_t i = 0; i < n; i++)
+      for (int32_t c = 0; c < channels; c++) scratch->keep[i * channels + c] = keep[i];
+    keep = scratch->keep;
   }
+  sums->total += error_run(&given, scratch->target, slopes, keep, at, n * channels);
+  if (derivatives) add_by_theta(sums, scratch, affine, of, channels, channels, 1);
 }
 
 /* A unit is what blocks are counted in: a row of tokens, or a row of pixels. */
@@ -151,12 +159,15 @@ CALLED void block_of(
   int64_t per = units_per_block(op), last = (block + 1) * per, width = op->grid.width;
   if (last > units_of(op)) last = units_of(op);
   int64_t base = b * op->pred_stride[0] + k * op->pred_stride[1];
-  for (int64_t unit = block * per; unit < last; unit++) {
+  const int dense = op->planar && op->pred_stride[3] == width;
+  const int64_t longest = op->planar ? RUN : most, together = op->patch || !dense ? 1 : rows_together(width);
+  for (int64_t unit = block * per; unit < last; unit += together) {
     if (!op->patch) {
-      for (int64_t x = 0; x < width; x += most) {
-        int64_t n = width - x < most ? width - x : most;
+      for (int64_t x = 0; x < width; x += longest) {
+        const Rectangle of = {x, unit, width - x < longest ? width - x : longest,
+                        last - unit < together ? last - unit : together};
         int64_t at = base + unit * op->pred_stride[3] + x * op->pred_stride[4];
-        run(op, &affine, mixers, texels, scratch, x, unit, n, 1, at, op->planar, sums);
+        run(op, &affine, mixers, texels, scratch, &of, at, op->planar, sums);
       }
       continue;
     }
@@ -169,8 +180,8 @@ CALLED void block_of(
           int64_t high = side - row < rows ? side - row : rows;
           int64_t n = side - x < wide ? side - x : wide;
           int64_t at = start + (row * side + x) * op->image.channels;
-          run(op, &affine, mixers, texels, scratch, token * side + x, unit * side + row, n, high, at,
-              0, sums);
+          const Rectangle of = {token * side + x, unit * side + row, n, high};
+          run(op, &affine, mixers, texels, scratch, &of, at, 0, sums);
         }
     }
   }
