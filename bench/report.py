@@ -146,7 +146,7 @@ def markdown(measured: Mapping[str, Any], only: str = "") -> str:
 
 FILES = (
     *("cpu", "warp_cpu", "gaussian_blur_cpu", "blur_recon_cpu", "rot90_cpu", "ssl_cpu"),
-    *("dino_65536_cpu", "gtsa_losses_cpu", "gram_cpu", "short_attention_cpu"),
+    *("dino_65536_cpu", "gtsa_losses_cpu", "maps_cpu", "gram_cpu", "short_attention_cpu"),
 )
 HEADLINES = (  # case, file of results
     ("warp_recon_cpu", "cpu_avx2"),
