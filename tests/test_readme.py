@@ -204,7 +204,7 @@ def test_the_tables_of_views_are_the_measured_ones():
 def test_every_cpu_timing_is_there_without_avx512_too():
     timed = [file for file in RESULTS.glob("*.json") if '"provider"' in file.read_text()]
     plain = {file.name for file in timed if not file.stem.endswith("_avx2")}
-    once = {"dino_fresh_memory_cpu.json"}  # not measured with AVX-512 yet
+    once = {"dino_fresh_memory_cpu.json", "maps_cpu.json"}  # not measured with AVX-512 yet
     assert {file.stem.removesuffix("_avx2") + ".json" for file in timed} == plain | once
     assert not plain & once
     for name in plain:
