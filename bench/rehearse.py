@@ -40,7 +40,18 @@ from bench.options import Options, parse, sets_of
 from bench.registry import all_cases
 from fastequi.cli.dryrun import synthetic
 from fastequi.data.views.batch import Batch
-from fastequi.kernels import autograd, backend, dino, warp_packed, warp_recon_packed
+from fastequi.kernels import (
+    autograd,
+    backend,
+    blur_recon,
+    dino,
+    gaussian_blur,
+    warp,
+    warp_adjoint,
+    warp_packed,
+    warp_recon,
+    warp_recon_packed,
+)
 
 _AS_IS = contextlib.nullcontext()
 MOST_SHARED = 227 << 10  # bytes of a program on compute capability 9.0
@@ -163,6 +174,10 @@ def _synthetic(*arguments: Any) -> Batch:
         return synthetic(*map(_here, arguments))
 
 
+# which ask whether tensors have no memory, and then leave it to an operator or PyTorch
+_ASKING = (autograd, blur_recon, dino, gaussian_blur, warp, warp_adjoint, warp_recon)
+
+
 @contextlib.contextmanager
 def rehearsed(recorder: Recorder, arch: int) -> Iterator[None]:
     """Within it tensors have no memory, count as a GPU's, and launches go to the recorder."""
@@ -184,8 +199,7 @@ def rehearsed(recorder: Recorder, arch: int) -> Iterator[None]:
             (torch.cuda, "get_device_capability", lambda device=None: capability),
             (backend, "INTERPRETED", True),  # Triton is taken without a GPU, too
             # fake tensors are for us what a GPU's are: launched directly, not by an operator
-            (autograd, "needs_operator", lambda *inputs: False),
-            (dino, "needs_operator", lambda *inputs: False),
+            *((module, "needs_operator", lambda *inputs: False) for module in _ASKING),
             (warp_packed, "capability", lambda device: capability[0]),
             (warp_recon_packed, "capability", lambda device: capability[0]),
         ):

@@ -67,7 +67,7 @@ run_tests() {
     tests/test_attention.py tests/test_blur_recon.py tests/test_correspondence.py \
     tests/test_crop_align.py tests/test_decoder.py tests/test_derivatives.py \
     tests/test_dino.py tests/test_equi_layer.py tests/test_fused_views.py tests/test_fused_channels.py \
-    tests/test_gaussian_blur.py tests/test_gram.py tests/test_koleo.py \
+    tests/test_gaussian_blur.py tests/test_gram.py tests/test_image_gradients.py tests/test_koleo.py \
     tests/test_linear_blur_recon.py tests/test_linear_dino.py tests/test_linear_warp_recon.py \
     tests/test_many_channels.py tests/test_no_waiting.py tests/test_nt_xent.py tests/test_overlap.py \
     tests/test_prepared.py tests/test_rot90_batch.py tests/test_sinkhorn.py tests/test_tir.py tests/test_unit_rows.py \
@@ -111,7 +111,7 @@ stage() {
       ;;
     views)
       headline fwd rot90_batch warp gaussian_blur
-      headline fwdbwd blur_recon
+      headline fwdbwd blur_recon warp_of_maps warp_recon_of_maps blur_of_maps
       headline fwd views view_channels overlap_add overlap_spread
       ;;
     products)

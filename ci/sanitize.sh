@@ -14,5 +14,6 @@ exec python -m pytest -q -s -p no:cacheprovider tests/test_native.py tests/test_
   tests/test_native_vicreg.py tests/test_native_blur.py tests/test_fused_views.py \
   tests/test_fused_channels.py tests/test_warp.py tests/test_warp_recon.py tests/test_rot90_batch.py \
   tests/test_crop_align.py tests/test_correspondence.py tests/test_linear_dino.py \
-  tests/test_many_channels.py tests/test_image_gradients.py tests/test_gram.py tests/test_short_attention.py tests/test_gelu.py \
+  tests/test_many_channels.py tests/test_image_gradients.py tests/test_native_adjoint.py tests/test_gram.py \
+  tests/test_short_attention.py tests/test_gelu.py \
   -k "native or fuzz or gram or short_attention or gelu" "$@"
