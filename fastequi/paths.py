@@ -126,7 +126,11 @@ def recolored(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 class Path(Protocol):
-    """A transformation path; its parameters are rows of a tensor and part of the batch."""
+    """A transformation path; its parameters are rows of a tensor and part of the batch.
+
+    A path shrinks its parameters linearly, t · θ (section 3 of the paper): of a rotation together
+    with a translation, half the way twice is not quite the whole way.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,15 +139,31 @@ class Path(Protocol):
     def scales(self, size: int) -> tuple[float, ...]:
         """Half-width of each parameter's range in its unit, for a square view of `size` px."""
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        """[B, P] parameters of B images, float32, on the CPU."""
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
-        """The transformations at some fractions of the way from the identity.
+    def sample(self, draws: Draws | int, size: int) -> Tensor:
+        """[B, P] parameters of B images, float32, on the CPU, uniform within the ranges.
 
         Args:
-            params: [B, P] as :meth:`sample` gives them, or an array or rows of numbers.
-            t: fractions in 0..1, one or several.
+            draws: the counter-based numbers of a run's samples; or B, to draw them by PyTorch's
+                default generator.
+            size: pixels of a square view.
+        """
+        scales = self.scales(arguments.integer("size", size))
+        unit = _drawn(draws, len(scales))
+        return unit * torch.tensor(scales, dtype=unit.dtype)
+
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
+        """The transformations at some fractions of the way from the identity.
+
+        Matrices map the output's coordinates to the input's, normalised to -1 .. 1 as of
+        `F.affine_grid(align_corners=False)`: the same one fits an image and its maps of features,
+        whatever their resolutions. Angles are counter-clockwise, shifts right and down, as seen on
+        the screen.
+
+        Args:
+            params: [B, P] as :meth:`sample` gives them, or an array or rows of numbers: degrees,
+                and pixels of a view of that size.
+            t: fractions in 0..1: T of them, or one number, of which T is 1. ``theta[:, 0]`` is
+                without the axis.
             size: the view's (height, width) in pixels, or one number for both.
             zoom: as in :func:`se2_matrix`.
 
@@ -152,9 +172,16 @@ class Path(Protocol):
         """
 
 
-def _symmetric(draws: Draws, scales: Sequence[float]) -> Tensor:
-    unit = torch.from_numpy(draws.uniform("path", len(scales), -1.0, 1.0))
-    return unit * torch.tensor(scales, dtype=unit.dtype)
+def _drawn(draws: Draws | int, n: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """[B, n] uniform numbers."""
+    if isinstance(draws, Draws):
+        return torch.from_numpy(draws.uniform("path", n, low, high))
+    try:
+        images = arguments.integer("draws", draws, least=0)
+    except TypeError:
+        said = f"draws: expected a number of images, or Draws, got {type(draws).__name__}"
+        raise TypeError(said) from None
+    return low + (high - low) * torch.rand(images, n, dtype=torch.float32, device="cpu")
 
 
 class _Points(NamedTuple):
@@ -231,8 +258,12 @@ def _check_range(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class SE2:
-    """Rotation about the centre and translation.
+class SE2(Path):
+    """Rotation about the centre, counter-clockwise, then a shift of the content right and down::
+
+        params = SE2(degrees=30).sample(8, 224)               # of 8 images [8, 3]: angle, tx, ty
+        theta = SE2().at(params, 1.0, 224).theta[:, 0]        # [8, 2, 3]
+        warp(images, theta), warp(features, theta)            # 224 px, and maps of any resolution
 
     Args:
         degrees: half-range of the angle.
@@ -251,18 +282,15 @@ class SE2:
         shift = self.pixels * size / _REFERENCE_SIZE
         return (self.degrees, shift, shift)
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return _symmetric(draws, self.scales(size))
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         p = points.along()
         return Transform(se2_matrix(p[..., 0], p[..., 1:], points.size, points.zoom))
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """Rotation about the centre; `degrees` is the half-range."""
+class Rotation(Path):
+    """Rotation about the centre, counter-clockwise; `degrees` is the half-range."""
 
     degrees: float = 45.0
     names = ("angle",)
@@ -273,10 +301,7 @@ class Rotation:
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.degrees,)
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return _symmetric(draws, self.scales(size))
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         angle = points.along()[..., 0]
         shift = angle.new_zeros(*angle.shape, 2)
@@ -284,7 +309,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Translation:
+class Translation(Path):
     """Shift of the content (right, down); half-range in pixels of a 224 px view."""
 
     pixels: float = 10.0
@@ -296,10 +321,7 @@ class Translation:
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.pixels * size / _REFERENCE_SIZE,) * 2
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return _symmetric(draws, self.scales(size))
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         shift = points.along()
         angle = torch.zeros_like(shift[..., 0])
@@ -307,7 +329,7 @@ class Translation:
 
 
 @dataclass(frozen=True)
-class Color:
+class Color(Path):
     """Brightness, contrast, saturation (factors 1 ± range) and hue (± range, 1 is 360°)."""
 
     brightness: float = 0.4
@@ -323,17 +345,14 @@ class Color:
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.brightness, self.contrast, self.saturation, self.hue)
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return _symmetric(draws, self.scales(size))
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         b, c, s, hue = points.along().unbind(-1)
         return Transform(points.still(), color=color_matrix(1 + b, 1 + c, 1 + s, hue))
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Path):
     """Gain (factor 1 ± range) and offset (± range) of every channel, drawn independently.
 
     For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1. Its
@@ -368,17 +387,14 @@ class Gain:
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.gain,) * self.channels + (self.offset,) * self.channels
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return _symmetric(draws, self.scales(size))
-
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         gain, offset = points.along().split(self.channels, -1)
         return Transform(points.still(), color=torch.stack([1 + gain, offset], -1))
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(Path):
     """Gaussian blur, sigma in pixels of the view; the path is σ_k = kσ/(K+1) (our choice)."""
 
     low: float = 0.1
@@ -398,9 +414,9 @@ class Blur:
     def scales(self, size: int) -> tuple[float, ...]:
         return (self.high,)
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
-        return torch.from_numpy(draws.uniform("path", 1, self.low, self.high))
+    def sample(self, draws: Draws | int, size: int) -> Tensor:
+        return _drawn(draws, 1, self.low, self.high)
 
-    def at(self, params: Tensor, t: Fractions, size: Size, zoom: float = 1.0) -> Transform:
+    def at(self, params: Tensor, t: Fractions, size: Size, *, zoom: float = 1.0) -> Transform:
         points = _points(self.names, params, t, size, zoom)
         return Transform(points.still(), sigma=points.along()[..., 0])

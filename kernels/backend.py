@@ -94,15 +94,19 @@ def use_native(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and _c_runs()
 
 
-def say_type(name: str, *dtypes: torch.dtype, takes: str = "float32 or bfloat16 alike") -> None:
-    """Logs, once for each, that the C kernel of an op does not take such tensors."""
+def say_type(
+    name: str, *dtypes: torch.dtype, takes: str = "float32 or bfloat16 alike", shape: str = ""
+) -> None:
+    """Logs, once for each, that the C kernel of an op does not take such tensors; `shape`: what
+    there is to say of theirs."""
     if not torch.compiler.is_compiling():
-        _say_type(name, takes, *sorted(set(dtypes), key=str))
+        _say_type(name, takes, shape, *sorted(set(dtypes), key=str))
 
 
 @functools.cache
-def _say_type(name: str, takes: str, *dtypes: torch.dtype) -> None:
-    found = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+def _say_type(name: str, takes: str, shape: str, *dtypes: torch.dtype) -> None:
+    kinds = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    found = ", ".join([*kinds, shape] if shape else kinds)
     logger.warning("%s of %s runs in PyTorch on a CPU, slower; C takes %s", name, found, takes)
 
 

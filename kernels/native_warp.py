@@ -63,10 +63,14 @@ class WarpReconStruct(Structure):
     )
 
 
-_SLOPES = (torch.float32, torch.bfloat16)
+_FLOATS = (torch.float32, torch.bfloat16)
 IMAGES = {**native.DTYPES, torch.uint16: 3, torch.float16: 4}
-CHANNELS = 1024  # at most
-TAKES = f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels, rows without gaps"
+CHANNELS = 4096  # at most
+_SIDE_BY_SIDE = 1024  # at most, where the channels of a prediction's pixel are
+TAKES = (
+    f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels ({_SIDE_BY_SIDE} side by "
+    "side), rows without gaps"
+)
 
 
 def samples(image: Tensor) -> bool:
@@ -134,7 +138,7 @@ def warp_adjoint(
 ) -> Tensor:
     """[B, C, Hs, Ws] float32 of slopes [B, K, C, H, W]."""
     theta, color = native.floats(theta), None if color is None else native.floats(color)
-    slope = slope if slope.dtype in _SLOPES else slope.float()
+    slope = slope if slope.dtype in _FLOATS else slope.float()
     channels, dtype = slope.shape[2], slope.dtype
     return prepared_adjoint(theta, color, target, size, channels, dtype)(slope, theta, color)
 
@@ -170,8 +174,9 @@ def prepared_adjoint(
 
 def reads(pred: Tensor, patch_size: int) -> bool:
     """Whether the C loss takes such a prediction: its type, and rows without gaps."""
-    known = pred.dtype in (torch.float32, torch.bfloat16) and not pred.is_neg()
-    return known and rows_of(pred, patch_size) is not None
+    known, rows = pred.dtype in _FLOATS and not pred.is_neg(), rows_of(pred, patch_size)
+    channels = pred.shape[3] // patch_size**2 if patch_size else pred.shape[2]
+    return known and rows is not None and (rows == "planar" or channels <= _SIDE_BY_SIDE)
 
 
 def rows_of(pred: Tensor, patch_size: int) -> str | None:

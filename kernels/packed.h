@@ -17,7 +17,7 @@
 enum { ZEROS, BORDER, REFLECTION, INSIDE }; /* the last one where no rule is needed */
 
 /* Texels around an image; pixels of up to four channels sampled before they are used; most of channels. */
-enum { RING = 2, RUN = 1024, GROUPS = 256 };
+enum { RING = 2, RUN = 1024, GROUPS = 1024 };
 
 typedef struct {
   const void *data;

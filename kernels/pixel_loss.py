@@ -174,7 +174,8 @@ class _Followed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        by_image = -ctx.adjoint(slope, *ctx.saved_tensors).to(ctx.dtype)
+        given = ctx.saved_tensors  # once: activation checkpointing gives them no second time
+        by_image = -ctx.adjoint(slope, *given).to(ctx.dtype)
         if torch.is_grad_enabled():  # create_graph=True
             by_image = by_image + refuse(ctx.name, slope).to(ctx.dtype)
-        return None, slope, by_image, None, *[None] * len(ctx.saved_tensors)
+        return None, slope, by_image, None, *[None] * len(given)

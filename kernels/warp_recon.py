@@ -91,7 +91,9 @@ def compute_warp_recon(
         run = native_warp.warp_recon if in_c and use_native(pred) else warp_recon_eager
         if use_native(pred) and not in_c:
             given = pred.dtype, image.dtype, theta.dtype
-            say_type("the path loss", *given, takes=native_warp.TAKES)
+            rows = native_warp.rows_of(pred, patch_size) or "rows with gaps"
+            shape = f"{image.shape[1]} channels, {rows}"
+            say_type("the path loss", *given, takes=native_warp.TAKES, shape=shape)
     each, in_parts = sums, reduce and run is not native_warp.warp_recon
     if in_parts:
         each = _outputs(pred, theta, patch_size, False, mask_outside, False, False)

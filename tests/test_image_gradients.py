@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fastequi import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
 from fastequi.kernels.gaussian_blur import gaussian_blur_ref
@@ -178,7 +179,7 @@ def test_of_the_loss_against_blurred_images(backend, device, patch, reduction):
 
 
 def test_a_warp_is_differentiated_again(backend, device):
-    """By PyTorch's grid_sample it cannot be: a penalty on the gradient of a network behind it."""
+    """As a penalty on the gradient of a network behind it does."""
     image, theta, mixing, _ = (t.to(device) for t in _problem(color="matrix"))
     norm = {"color": mixing, "size": (9, 14), "mean": MEAN, "std": STD}
 
@@ -256,6 +257,23 @@ def test_a_batch_of_gradients_at_once(backend, device):
         for slope, found in zip(several, ours, strict=True):
             (wanted,) = torch.autograd.grad(call(leaf), leaf, slope)
             torch.testing.assert_close(found, wanted, msg=name)
+
+
+def test_activations_that_are_made_again_in_the_backward(backend, device):
+    """torch.utils.checkpoint gives what was saved once."""
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32, source=(9, 14)))
+    leaves = pred.requires_grad_(), image.requires_grad_()
+    sigma = torch.ones(2, 2, device=device)
+    for loss in (
+        lambda p, x: warp_recon_loss(p, x, theta),
+        lambda p, x: blur_recon_loss(p, x, sigma),
+        lambda p, x: (p - warp(x, theta, size=(9, 14))).square().mean(),
+        lambda p, x: (p - gaussian_blur(x, sigma)).square().mean(),
+    ):
+        again = checkpoint(loss, *leaves, use_reentrant=False)
+        ours = torch.autograd.grad(again, leaves)
+        for found, wanted in zip(ours, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+            torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("loss", [False, True])

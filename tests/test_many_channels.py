@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastequi import blur_recon_loss, gaussian_blur, warp, warp_recon_loss
-from fastequi.kernels import native_warp
+from fastequi.kernels import native, native_warp
+from fastequi.kernels.backend import force
 from fastequi.kernels.pixel_loss import patchify
 from fastequi.kernels.sampling import expect_narrow
 from tests.support.native import expect_the_same_bits_of_any_threads
@@ -13,6 +14,7 @@ from tests.support.warp_recon import assert_near, case, eager
 
 DTYPES = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
 CHANNELS = (1, 2, 4, 5, 8, 13)
+needs_compiler = pytest.mark.skipif(native.obstacle() is not None, reason="no C kernels")
 
 
 def normalisation(c):
@@ -99,6 +101,34 @@ def test_a_warp_of_any_number_of_channels(backend, device, c, poisoned):
     total = eager(zero, image, theta, color=color, size=(9, 14), **normalisation(c)).sum()
     (slope,) = torch.autograd.grad(total, zero)  # of squares: -2 times what is looked for
     assert (found - slope / -2).abs().max() < 1e-4
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "size", [(300, 1), (3, 127), (4, 128), (3, 255), (2, 257), (1, 1030), (5, 60)]
+)
+@pytest.mark.parametrize("c", [1, 3, 6])
+def test_rows_that_are_sampled_together(size, c):
+    """In C, of planes: as many as make 256 pixels; longer rows in parts of 1,024."""
+    drawn, here = case(c=c, k=1, size=size, source=(9, 12)), torch.device("cpu")
+    with force("native"):
+        check(*drawn, here, **normalisation(c), mask_outside=True)
+        apart = drawn[0].mT.contiguous().mT  # whose rows do not follow one another
+        check(apart, *drawn[1:], here, **normalisation(c))
+        found = warp(drawn[1], drawn[2], size=size)
+    with force("torch"):
+        assert_near(found, warp(drawn[1], drawn[2], size=size).double(), 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("c", [1025, 4096])
+def test_wide_maps_of_features(c):
+    _, image, theta = case(c=c, k=1, source=(4, 5), image_dtype=torch.float32)
+    pred = torch.zeros(2, 1, c, 4, 5)
+    with force("native"):
+        assert native_warp.samples(image)
+        assert native_warp.reads(pred, 0)
+        check(pred, image, theta, torch.device("cpu"), color=colours("gain", c, k=1))
 
 
 @pytest.mark.slow("triton-6")

@@ -225,6 +225,10 @@ def test_what_c_does_not_take_goes_to_pytorch_with_the_same_result():
     assert not native_warp.samples(endless)  # half a pixel beyond its edge is no float32
     half = torch.zeros(1, 1, 3, 8, 8, dtype=torch.float16)
     assert not native_warp.reads(half, 0)
+    wide = torch.zeros(1, 1, 1025, 2, 2)
+    assert native_warp.reads(wide, 0)
+    assert not native_warp.reads(wide.flatten(3).mT.contiguous().mT.view(wide.shape), 0)
+    assert not native_warp.reads(torch.zeros(1, 1, 2, 4 * 1025), 2)
     torch.testing.assert_close(
         warp_recon_loss(half, image[:, :3], theta), image[:, :3].square().mean()
     )

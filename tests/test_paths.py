@@ -1,5 +1,6 @@
 """Paths against independent references: PIL's rotation, torch.rot90, shifts, plain formulas."""
 
+import inspect
 import math
 
 import numpy as np
@@ -134,16 +135,51 @@ def test_rotation_stays_rigid_in_a_wide_view():
     assert math.degrees(math.acos(in_pixels[0, 0])) == pytest.approx(30)
 
 
+@pytest.mark.parametrize("path", [SE2(30, 5), Rotation(), Translation(), Color(), Blur(0.5, 1.5)])
+def test_a_number_of_images_is_drawn_by_pytorchs_generator(path):
+    torch.manual_seed(0)
+    first = path.sample(1000, 112)
+    torch.manual_seed(0)
+    assert torch.equal(path.sample(1000, 112), first)
+    assert not torch.equal(path.sample(1000, 112), first)
+    by_counter = path.sample(Draws.of(0, 0, range(1000)), 112)
+    assert first.shape == by_counter.shape
+    assert first.dtype == by_counter.dtype
+    for drawn in (first, by_counter):
+        low, high = (path.low, path.high) if isinstance(path, Blur) else (-1.0, 1.0)
+        unit = drawn if isinstance(path, Blur) else drawn / torch.tensor(path.scales(112))
+        assert low <= unit.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < unit.max() <= high
+    with pytest.raises(TypeError, match="draws: expected a number of images, or Draws, got Gen"):
+        path.sample(torch.Generator(), 112)
+
+
+def test_sizes_to_draw_for_are_numbers_of_pixels():
+    for size in ((14, 14), 14.5):
+        with pytest.raises(TypeError, match="size: expected an integer"):
+            SE2().sample(2, size)
+    with pytest.raises(TypeError, match=r"at\(\) takes 4 positional arguments"):  # not a width
+        SE2().at([[0.0, 0, 0]], 1.0, 14, 14)
+
+
+def test_help_says_what_the_methods_of_a_path_do():
+    for path in (SE2, Rotation, Translation, Color, Gain, Blur):
+        for name in ("at", "sample", "scales"):
+            assert len(inspect.getdoc(getattr(path, name)) or "") > 40, (path, name)
+
+
 def test_zoom_takes_the_view_out_of_a_larger_source():
     image = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     still = SE2().at(torch.zeros(1, 3).double(), [1.0], (32, 32), zoom=32 / 48).theta[:, 0]
     centre = image[..., 8:-8, 8:-8]
     torch.testing.assert_close(sample(image, still, (32, 32)), centre, rtol=0, atol=1e-9)
-    shifted = SE2().at(torch.tensor([[0.0, 5, -3]]).double(), [1.0], (32, 32), 32 / 48).theta[:, 0]
+    shifted = (
+        SE2().at(torch.tensor([[0.0, 5, -3]]).double(), [1.0], (32, 32), zoom=32 / 48).theta[:, 0]
+    )
     expected = image[..., 11 : 11 + 32, 3 : 3 + 32]
     torch.testing.assert_close(sample(image, shifted, (32, 32)), expected, rtol=0, atol=1e-9)
     for path in (Color(), Gain(2), Blur()):
-        theta = path.at(path.sample(DRAWS, 32), [0.5], (32, 32), 32 / 48).theta
+        theta = path.at(path.sample(DRAWS, 32), [0.5], (32, 32), zoom=32 / 48).theta
         torch.testing.assert_close(theta[0, 0], torch.eye(2, 3) * 32 / 48)
 
 

@@ -94,7 +94,7 @@ def test_recon_is_the_error_of_what_reconstruct_shows(decoder, monkeypatch):
     shown = model.reconstruct(batch)
     torch.testing.assert_close(model(batch)["recon"], F.mse_loss(shown["pred"], shown["target"]))
     zoom = config.data.image_size / config.data.source_size
-    thetas = model.path.at(batch.path, fractions(2), (32, 32), zoom).theta
+    thetas = model.path.at(batch.path, fractions(2), (32, 32), zoom=zoom).theta
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.data.mean, config.data.std))
     for k in range(2):
         grid = F.affine_grid(thetas[:, k], [4, 3, 32, 32], align_corners=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastequi import WarpReconLoss, warp_recon_loss
+from fastequi import SE2, WarpReconLoss, warp_recon_loss
 from fastequi.kernels.pixel_loss import patchify
 from tests.support.allocations import watched
 from tests.support.tolerances import GRAD, LOSS
@@ -425,9 +425,29 @@ def test_the_module_refuses_a_wrong_option_when_it_is_made(options, error, messa
     [
         ({"theta": torch.zeros(2, 2, 3, 3)}, ValueError, r"theta: expected \[B, K, 2, 3\].*3, 3"),
         ({"theta": torch.zeros(3, 2, 2, 3)}, ValueError, r"theta: .*B=2.*\(3, 2, 2, 3\)"),
+        ({"theta": torch.zeros(2, 3)}, ValueError, r"theta: .*got \(2, 3\)$"),
+        (
+            {"theta": SE2().at([[0.0, 0, 0]], 1, 8)},
+            TypeError,
+            "theta: .* its .theta is one",
+        ),
+        (
+            {"theta": torch.zeros(2, 2, 3)},
+            ValueError,
+            r"3, 9, 14\) with theta \(2, 2, 3\)",
+        ),
         ({"theta": torch.zeros(2, 2, 2, 3).long()}, TypeError, "theta: expected float32"),
         ({"pred": torch.zeros(2, 3, 3, 9, 14)}, ValueError, "pred: expected B, K = 2, 2"),
-        ({"pred": torch.zeros(2, 2, 4, 9, 14)}, ValueError, "pred: expected C=3"),
+        (
+            {"pred": torch.zeros(2, 2, 4, 9, 14)},
+            ValueError,
+            r"C=3 as in image \(2, 3, 11, 8\), got",
+        ),
+        (
+            {"pred": torch.zeros(2, 2, 11, 8, 3)},
+            ValueError,
+            "channels come before rows and columns",
+        ),
         ({"pred": torch.zeros(2, 2, 9, 14)}, ValueError, r"pred: expected \[B, K, C, H, W\]"),
         ({"pred": torch.zeros(2, 2, 3, 9, 14).int()}, TypeError, "pred: expected float32"),
         ({"image": torch.zeros(2, 3, 11, 8).int()}, TypeError, "image: expected uint8"),

@@ -125,7 +125,7 @@ def _ranges(path: Path, size: int) -> tuple[tuple[float, ...], tuple[float, ...]
 def _both(batch: Batch, path: Path, views: Views) -> Tensor:
     """[B, 2, C, H, W]: the view and its twin."""
     size = (views.image_size, views.image_size)
-    points = path.at(batch.path, (0.0, 1.0), size, views.zoom)
+    points = path.at(batch.path, (0.0, 1.0), size, zoom=views.zoom)
     scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
     if points.sigma is None:
         options = {"size": size, "padding_mode": views.padding_mode, **scale}

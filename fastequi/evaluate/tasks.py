@@ -51,7 +51,8 @@ class Beyond(paths.Rotation):
 
     top: float = 60.0
 
-    def sample(self, draws: Draws, size: int) -> Tensor:
+    def sample(self, draws: Draws | int, size: int) -> Tensor:
+        assert isinstance(draws, Draws)
         unit = torch.from_numpy(draws.uniform("path", 2))
         angle = self.degrees + unit[:, :1] * (self.top - self.degrees)
         return torch.where(unit[:, 1:] < 0.5, -angle, angle)

@@ -56,7 +56,7 @@ def blur_recon_loss(
     shaped, steps, single = checks.with_sigma(pred, sigma, image, max_sigma, ndim, "pred")
     size = (image.shape[2], image.shape[3])
     patch, _ = checks.check_pred(
-        shaped, image, steps.shape[1], layout, patch_size, size, path="sigma"
+        shaped, image, steps.shape[1], layout, patch_size, size, path="sigma", single=single
     )
     checks.same_device(image=image, pred=pred, sigma=steps)
     target = BlurTarget(patch, loss, mean, std, max_sigma)

@@ -44,7 +44,7 @@ def with_steps(
     pred: Tensor, theta: Tensor, color: Tensor | None, ndim: int, name: str = "pred"
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """Adds the axis of steps where theta has none."""
-    check_floating("theta", theta)
+    check_matrices(theta)
     if color is not None:
         check_floating("color", color)
     single = theta.ndim == 3
@@ -55,9 +55,21 @@ def with_steps(
         what = "[B, K, C, H, W]" if ndim == 5 else "patch tokens [B, K, L, p*p*C]"
         what = "tokens [B, K, L, D]" if name == "hidden" else what
         what += " (no K for theta [B, 2, 3])"
-        shape = tuple(pred[:, 0].shape if single else pred.shape)
-        raise ValueError(f"{name}: expected {what}, got {shape}")
+        if single:
+            pred, theta = pred[:, 0], theta[:, 0]
+        raise ValueError(
+            f"{name}: expected {what}, got {tuple(pred.shape)} with theta {tuple(theta.shape)}"
+        )
     return pred, theta, color, single
+
+
+def check_matrices(theta: Tensor) -> None:
+    """[B, K, 2, 3] or [B, 2, 3]."""
+    if isinstance(theta, tuple) and hasattr(theta, "theta"):
+        raise TypeError("theta: expected a tensor, got a path's Transform; its .theta is one")
+    check_floating("theta", theta)
+    if theta.ndim not in (3, 4) or theta.shape[-2:] != (2, 3):
+        raise ValueError(f"theta: expected [B, K, 2, 3] or [B, 2, 3], got {tuple(theta.shape)}")
 
 
 def check_linear(
@@ -236,7 +248,7 @@ def depends_on_values(image: Tensor, mean: Floats) -> bool:
 
 def check_theta(theta: Tensor, image: Tensor, single: bool = False) -> None:
     """[B, K, 2, 3]; `single`: it came as [B, 2, 3]."""
-    if theta.ndim != 4 or theta.shape[2:] != (2, 3) or len(theta) != len(image):
+    if len(theta) != len(image):
         came = theta[:, 0] if single else theta
         raise ValueError(
             f"theta: expected [B, K, 2, 3] or [B, 2, 3] with B={len(image)} as in image, "
@@ -262,11 +274,15 @@ def as_sigma(
     sigma: Tensor | float, image: Tensor, max_sigma: float, steps: int | None = None
 ) -> Tensor:
     """One number for all images (and steps) as a tensor [B] (or [B, K])."""
+    shape = (len(image),) if steps is None else (len(image), steps)
     if isinstance(sigma, Tensor):
         check_floating("sigma", sigma)
-        return sigma
-    shape = (len(image),) if steps is None else (len(image), steps)
-    same = arguments.number("sigma", sigma, least=0, most=max_sigma)
+        return sigma if sigma.ndim else sigma.expand(shape)
+    if _several(sigma):
+        raise TypeError(f"sigma: expected a tensor [B, K] or [B], or a number, got {sigma!r}")
+    same = arguments.number("sigma", sigma, least=0)
+    if same > max_sigma:
+        raise ValueError(f"sigma: expected at most max_sigma={max_sigma:g} pixels, got {same:g}")
     dtype = torch.promote_types(image.dtype, torch.float32)
     return torch.full(shape, same, dtype=dtype, device=image.device)
 
@@ -339,19 +355,26 @@ def check_pred(
     patch_size: int | None,
     size: tuple[int, int] | None,
     path: str = "theta",
+    single: bool = False,
 ) -> tuple[int, tuple[int, int]]:
-    """(patch size or 0, size of the target); `path` is the argument that has K steps."""
+    """(patch size or 0, size of the target); `path` is the argument that has K steps; `single`: it
+    and pred came without them."""
     channels = image.shape[1]
+    came = tuple(pred[:, 0].shape if single else pred.shape)
     if tuple(pred.shape[:2]) != (len(image), steps):
         raise ValueError(
-            f"pred: expected B, K = {len(image)}, {steps} as in image and {path}, "
-            f"got shape {tuple(pred.shape)}"
+            f"pred: expected B, K = {len(image)}, {steps} as in image and {path}, got shape {came}"
         )
     patch_size = check_patch_size(layout, patch_size)
     if layout == "image":
         if pred.shape[2] != channels or 0 in pred.shape[3:]:
-            _expect_channels_first(image, pred.shape[2], "pred")
-            raise ValueError(f"pred: expected C={channels} as in image, got {tuple(pred.shape)}")
+            last = pred.shape[4] == channels and pred.shape[2:4] == image.shape[2:]
+            if not last:
+                _expect_channels_first(image, pred.shape[2], "pred")
+            said = "; channels come before rows and columns" if last else ""
+            raise ValueError(
+                f"pred: expected C={channels} as in image {tuple(image.shape)}, got {came}{said}"
+            )
         found = (pred.shape[3], pred.shape[4])
         if size is not None and tuple(size) != found:
             if path == "theta":
@@ -384,7 +407,8 @@ def patch_target(
         if side * side == tokens:
             return side * patch, side * patch
         raise ValueError(
-            f"{name}: {tokens} tokens are neither the image's patches nor a square; give size"
+            f"{name}: {tokens} tokens are neither the image's patches nor a square; give size, or "
+            "leave out tokens that are no patches (CLS, registers)"
         )
     check_size(size, patch)
     if (size[0] // patch) * (size[1] // patch) != tokens:

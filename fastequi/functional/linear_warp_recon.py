@@ -79,8 +79,8 @@ def linear_warp_recon_loss(
     mean, std = checks.check_image(image, mean, std)
     size = None if size is None else arguments.two_sizes("size", size)
     checks.check_floating("hidden", hidden)
-    hidden, theta, color, _ = checks.with_steps(hidden, theta, color, 4, "hidden")
-    checks.check_theta(theta, image)
+    hidden, theta, color, single = checks.with_steps(hidden, theta, color, 4, "hidden")
+    checks.check_theta(theta, image, single)
     checks.check_color(color, theta, image)
     steps, values = theta.shape[1], patch_size**2 * image.shape[1]
     window = (patch_size + 2 * overlap) ** 2 * image.shape[1]

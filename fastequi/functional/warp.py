@@ -31,21 +31,24 @@ def warp(
 
     Args:
         image: [B, C, Hs, Ws], uint8 (255 is 1), uint16 (65535 is 1) or floating, any strides.
-        theta: [B, K, 2, 3] or [B, 2, 3] matrices in the convention of `F.affine_grid`.
+        theta: [B, K, 2, 3] or [B, 2, 3] output-to-input matrices in the convention of
+            `F.affine_grid`.
         color: [B, K, C, C + 1] affine maps of the samples in 0..1, of up to four channels; or
             [B, K, C, 2], a gain and an offset of each channel; without K as theta.
         size: (H, W) of the result, or one number for both; the image's by default.
         mean, std: C floats each, one for all, or neither.
         dtype: of the result: floating, or uint8 (0..255, rounded; not with mean and std). By
             default the image's own if floating, else float32.
-        padding_mode, align_corners: as in `F.grid_sample`.
+        padding_mode: "zeros", "border" or "reflection", as in `F.grid_sample`.
+        align_corners: as there; matrices of the paths of this library are for False.
 
     Returns:
         [B, K, C, H, W], or [B, C, H, W] for theta [B, 2, 3]. NaN where θ is not finite.
 
     Differentiable in image, theta and color. The gradient of the image alone comes from the
     adjoint of the kernel (in C on a CPU, in PyTorch on a GPU) and can be differentiated again;
-    with that of theta or color all is plain PyTorch, and cannot.
+    with that of theta or color all is plain PyTorch, which can where its `grid_sample` can (newer
+    versions).
     """
     options = size, mean, std, dtype, padding_mode, align_corners
     given = image, theta, color
@@ -55,7 +58,7 @@ def warp(
     checks.check_names(padding_mode=padding_mode)
     mean, std = checks.check_image(image, mean, std)
     arguments.flags(align_corners=align_corners)
-    checks.check_floating("theta", theta)
+    checks.check_matrices(theta)
     if color is not None:
         checks.check_floating("color", color)
     single = theta.ndim == 3

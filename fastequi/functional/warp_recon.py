@@ -59,12 +59,13 @@ def warp_recon_loss(
         loss: "mse", "l1" or "smooth_l1" (beta 1).
         layout: "image" or "patch".
         patch_size: p in pixels, for layout="patch".
-        mean, std: C floats each in 0..1, or one for all; the target is (x - mean) / std of x in
-            0..1. Both or neither.
+        mean, std: C floats each in 0..1, or one for all; the target is (x - mean) / std of an image
+            x in 0..1. Both, or neither, as for maps of features.
         padding_mode: "zeros" (before colour and normalisation), "border" or "reflection".
-        align_corners: as in `F.grid_sample`.
-        mask_outside: leave out pixels whose sample point lies outside the image; the mean is over
-            what is left, and 0 if nothing is.
+        align_corners: as in `F.grid_sample`; matrices of the paths of this library are for False.
+        mask_outside: leave out pixels whose sample point lies outside the image (-1 .. 1); the mean
+            is over what is left, and 0 if nothing is. With "zeros" those at its border, half a
+            pixel wide, are mixed with zeros: "border" has none of that.
         reduction: "mean" over all values, "sum", or "none": the mean per image and step, [B, K]
             ([B] without K).
         size: (H, W) of the target for layout="patch", or one number for both. By default the
@@ -95,9 +96,11 @@ def warp_recon_loss(
     checks.check_floating("pred", pred)
     steps = checks.with_steps(pred, theta, color, 5 if layout == "image" else 4)
     pred, theta, color, single = steps
-    checks.check_theta(theta, image)
+    checks.check_theta(theta, image, single)
     checks.check_color(color, theta, image)
-    patch, target_size = checks.check_pred(pred, image, theta.shape[1], layout, patch_size, size)
+    patch, target_size = checks.check_pred(
+        pred, image, theta.shape[1], layout, patch_size, size, single=single
+    )
     checks.same_device(image=image, pred=pred, theta=theta, color=color)
     values = image.shape[1] * target_size[0] * target_size[1]
     divisor = divisor_of(values, theta.shape[0] * theta.shape[1], reduction, mask_outside)

@@ -143,7 +143,7 @@ class TIR(Method):
         """The K transformations between the views, and the one that makes v2."""
         size = (self.views.image_size, self.views.image_size)
         between = fractions(self.num_steps)
-        every = self.path.at(params, [*between, 1.0], size, self.views.zoom)
+        every = self.path.at(params, [*between, 1.0], size, zoom=self.views.zoom)
         return _steps(every, slice(None, -1)), _steps(every, -1)
 
     def _view(self, u: Tensor, at: Transform, dtype: torch.dtype) -> Tensor:

@@ -139,7 +139,7 @@ def reconstructions(encoder: Encoder, photos: Source, picked: tuple[int, ...] = 
     params = params[torch.arange(len(u)), furthest].to(encoder.device)
     size = (views.image_size, views.image_size)
     scale: dict[str, Any] = {"mean": views.mean, "std": views.std}
-    still = path.at(params, (0.0,), size, views.zoom).theta[:, 0]
+    still = path.at(params, (0.0,), size, zoom=views.zoom).theta[:, 0]
     v1 = warp(u, still, size=size, padding_mode=views.padding_mode, **scale)
     u = u.contiguous(memory_format=torch.channels_last)
     batch = Batch(v1=v1, u=u, path=params, sample_ids=torch.arange(len(u)), epoch=0)
