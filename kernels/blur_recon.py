@@ -31,6 +31,7 @@ from fastequi.kernels.pixel_loss import (
 from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.target import BlurTarget
+from fastequi.kernels.warp_adjoint import savable
 
 
 def compute_blur_recon(
@@ -134,7 +135,7 @@ def blur_recon_loss(
             slope = unpatchify(slope, size, target.patch_size)
             return blur_adjoint(slope, sigma, target)
 
-        pred = with_image_gradient("blur_recon_loss", pred, image, adjoint, sigma)
+        pred = with_image_gradient("blur_recon_loss", pred, image, adjoint, savable(sigma))
         image = image.detach()
     inside = float16_divisor(pred.dtype, divisor)
     wanted = grad and pred.requires_grad

@@ -25,7 +25,7 @@ from fastequi.kernels.precision import without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import color_ref, to_float
 from fastequi.kernels.target import BlurTarget
-from fastequi.kernels.warp_adjoint import color_adjoint
+from fastequi.kernels.warp_adjoint import color_adjoint, savable
 
 
 def _compute(
@@ -122,7 +122,7 @@ class _Blur(torch.autograd.Function):
     def forward(
         ctx: Any, image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch.dtype
     ) -> Tensor:
-        ctx.save_for_backward(sigma)
+        ctx.save_for_backward(savable(sigma))
         ctx.target, ctx.dtype = target, image.dtype
         return gaussian_blur(image, sigma, target, dtype)
 

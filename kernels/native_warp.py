@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native
+from fastequi.kernels.sampling import PADDING_MODES
 from fastequi.kernels.target import Sums, Target
 
 LOSSES = {"mse": 0, "l1": 1, "smooth_l1": 2}
-_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 
 
 class ImageStruct(Structure):
@@ -290,7 +290,7 @@ def _grid(theta: Tensor, color: Tensor | None, target: Target) -> GridStruct:
         None,
         *theta.shape[:2],
         *target.size,
-        _PADDINGS[target.padding_mode],
+        PADDING_MODES.index(target.padding_mode),
         target.align_corners,
     )
 

@@ -1,4 +1,4 @@
-/* Packed texels and bilinear sampling at an affine grid, shared by warp.c and warp_recon.c.
+/* Packed texels and bilinear sampling at an affine grid, shared by warp.c, warp_adjoint.c and warp_recon.c.
  *
  * An image is packed once: one texel of four floats (r g b 0, already scaled or normalised) per
  * pixel, and a ring of two texels around it that hold what lies outside; a group of four channels is

@@ -175,7 +175,9 @@ class _Followed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         given = ctx.saved_tensors  # once: activation checkpointing gives them no second time
-        by_image = -ctx.adjoint(slope, *given).to(ctx.dtype)
-        if torch.is_grad_enabled():  # create_graph=True
-            by_image = by_image + refuse(ctx.name, slope).to(ctx.dtype)
+        by_image = None
+        if ctx.needs_input_grad[2]:
+            by_image = -ctx.adjoint(slope, *given).to(ctx.dtype)
+            if torch.is_grad_enabled():  # create_graph=True
+                by_image = by_image + refuse(ctx.name, slope).to(ctx.dtype)
         return None, slope, by_image, None, *[None] * len(given)

@@ -16,7 +16,7 @@ from fastequi.kernels.backend import tl, transformed, triton
 from fastequi.kernels.constants import constants
 
 MATRIX = 4  # channels at most, of which a colour matrix is read; of more a gain and an offset each
-PADDING_MODES = ("zeros", "border", "reflection")
+PADDING_MODES = ("zeros", "border", "reflection")  # 0, 1, 2 in C and in aten
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastequi.kernels import native, native_warp, warp_packed
-from fastequi.kernels.autograd import Operator, needs_operator
+from fastequi.kernels.autograd import Operator, batched, needs_operator
 from fastequi.kernels.backend import say_type, tl, transformed, triton, use_native, use_triton
 from fastequi.kernels.constants import constants_of
 from fastequi.kernels.precision import without_autocast
@@ -253,6 +253,7 @@ def warp(
     matrices = (theta,) if color is None else (theta, color)
     plain = (
         transformed()
+        or batched(image)
         or torch.float64 in (dtype, theta.dtype)
         or (grad and any(t.requires_grad for t in matrices))
     )

@@ -33,13 +33,18 @@ INLINE void add_all(
 #define ADD(of, j)                                                                         \
   add_pixel(texels + 4 * (int64_t)taps->texel[i + j], pitch,                               \
             mixes ? mixed(of, &mixer, channels, 0) : of * mixer.shift, taps->wx[i + j], taps->wy[i + j])
-  for (int64_t i = 0; i < n; i += 4) { /* behind the last: zeros, at pixel (0, 0) */
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
     Four four = transposed((Four){AT(v4, values[0] + i), AT(v4, values[1] + i), AT(v4, values[2] + i),
                                   AT(v4, values[3] + i)});
     ADD(four.a, 0);
     ADD(four.b, 1);
     ADD(four.c, 2);
     ADD(four.d, 3);
+  }
+  for (; i < n; i++) {
+    v4 one = {values[0][i], values[1][i], values[2][i], values[3][i]};
+    ADD(one, 0);
   }
 #undef ADD
 }
@@ -66,7 +71,6 @@ INLINE void read_values(float *to, const void *from, int64_t at, int64_t n, int3
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) AT(vf, to + i) = load(from, at + i, dtype);
   for (; i < n; i++) to[i] = one_value(from, at + i, dtype);
-  for (; i % 4; i++) to[i] = 0.0f;
 }
 
 /* What step k of image b adds to a group's texels. Returns whether its matrix is not finite and a gradient is not 0:

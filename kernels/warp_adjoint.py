@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native_warp
+from fastequi.kernels import native, native_warp
 from fastequi.kernels.autograd import batched, needs_operator
 from fastequi.kernels.backend import use_native
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
-from fastequi.kernels.sampling import as_matrices, base_grid, bounded, is_gain
+from fastequi.kernels.sampling import PADDING_MODES, as_matrices, base_grid, bounded, is_gain
 from fastequi.kernels.target import Target
-
-_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
 
 
 def warp_adjoint(
@@ -65,7 +63,7 @@ def warp_adjoint_ref(
     by_image, _ = torch.ops.aten.grid_sampler_2d_backward(
         by_sample.transpose(1, 2).reshape(batch, channels, high, target.width),
         slope.new_zeros(()).expand(batch, channels, *size),
-        grid, 0, _PADDINGS[target.padding_mode], target.align_corners, [True, False],
+        grid, 0, PADDING_MODES.index(target.padding_mode), target.align_corners, [True, False],
     )  # fmt: skip
     poison = (theta * 0).sum((-1, -2))[:, :, None, None, None]  # NaN where θ is not finite
     poison = torch.where(slope == 0, 0.0, poison).sum((1, 2, 3, 4))
@@ -116,7 +114,7 @@ def with_gradient(image: Tensor, theta: Tensor, color: Tensor | None, way: Way) 
 class _Warp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, theta: Tensor, color: Tensor | None, way: Way) -> Tensor:
-        ctx.save_for_backward(theta, color)
+        ctx.save_for_backward(savable(theta), savable(color))
         ctx.way, ctx.dtype = way, image.dtype
         if way.run is not None:
             return way.run(image, theta, color)
@@ -126,12 +124,14 @@ class _Warp(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         way, graph = ctx.way, torch.is_grad_enabled()  # create_graph=True
         theta, color = ctx.saved_tensors
-        if way.back is not None and not graph and not needs_operator(slope) and not batched(slope):
+        if way.back is not None and not graph and as_prepared(slope, theta, color):
             by_image = way.back(slope, theta, color)
         else:
             if way.single:
                 slope, theta, color = with_steps(slope, theta, color)
-            adjoint: Callable[..., Tensor] = _Adjoint.apply if graph else _adjoint
+            # a batch of gradients goes by PyTorch alone, which has the rules for it
+            again = graph and not batched(slope)
+            adjoint: Callable[..., Tensor] = _Adjoint.apply if again else _adjoint
             by_image = adjoint(slope, theta, color, way)
         return by_image.to(ctx.dtype), None, None, None
 
@@ -157,6 +157,17 @@ class _Adjoint(torch.autograd.Function):
 
 def _adjoint(slope: Tensor, theta: Tensor, color: Tensor | None, way: Way) -> Tensor:
     return warp_adjoint(slope, theta, color, way.target, way.size)
+
+
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """What a backward can keep: of tensors made in inference mode, a copy."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+
+def as_prepared(slope: Tensor, theta: Tensor, color: Tensor | None) -> bool:
+    """Whether a prepared backward can read these; hooks on saved tensors may have changed those."""
+    matrices = (theta,) if color is None else (theta, color)
+    return all(map(native.plain, matrices)) and not needs_operator(slope) and not batched(slope)
 
 
 def with_steps(

@@ -89,7 +89,8 @@ CALLED void run(
   int64_t n = of->width * of->rows;
   int derivatives = op->dtheta != NULL, mask = op->count != NULL;
   const int64_t value = op->dtype == FLOAT32 ? 4 : 2, each = planar ? value : value * channels;
-  /* a patch's rows are asked for a patch ahead, one after the other; of planes a row is all there is: its own */
+  /* a patch's rows are asked for a patch ahead, one after the other; of planes, as there are few rows in a run, their
+   * own, of the first group */
   const int64_t place = at * value + (planar ? 0 : n * each);
   const Ahead next = {(uintptr_t)op->pred + (uintptr_t)place, each, op->pred_stride[2] * value,
                       planar ? channels_of(image, 0) : 1};

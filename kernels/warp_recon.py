@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fastequi.kernels import native_warp
 from fastequi.kernels import warp_recon_packed as packed
-from fastequi.kernels.autograd import FusedLoss, batched, needs_operator
+from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.pixel_loss import (
     error_ref,
@@ -41,7 +41,7 @@ from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
 from fastequi.kernels.sampling import as_matrices, base_grid, color_ref, sample_ref, to_float
 from fastequi.kernels.target import Sums, Target
-from fastequi.kernels.warp_adjoint import warp_adjoint, with_steps
+from fastequi.kernels.warp_adjoint import as_prepared, savable, warp_adjoint, with_steps
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
 from fastequi.kernels.warp_recon_general import warp_recon_general
 
@@ -181,7 +181,10 @@ def warp_recon_loss(
             total, count = total.sum(), count.sum()
         return total / divisor, count if target.mask_outside else None
     if image_grad:
-        adjoint, given = _Adjoint(target, image.shape[2:]), (theta.detach(), color)
+        adjoint, given = (
+            _Adjoint(target, image.shape[2:]),
+            (savable(theta.detach()), savable(color)),
+        )
         pred = with_image_gradient("warp_recon_loss", pred, image, adjoint, *given)
         image = image.detach()
     inside = float16_divisor(pred.dtype, divisor)
@@ -261,7 +264,8 @@ def _prepared_with_image(
     adjoint = _Adjoint(target, size, back)
 
     def call(pred: Tensor, image: Tensor, theta: Tensor, color: Tensor | None) -> Tensor:
-        pred = with_image_gradient("warp_recon_loss", pred, image, adjoint, theta, color)
+        given = savable(theta), savable(color)
+        pred = with_image_gradient("warp_recon_loss", pred, image, adjoint, *given)
         return inside(pred, image.detach(), theta, color)
 
     return call
@@ -280,6 +284,6 @@ class _Adjoint:
         if theta.ndim == 3:
             slope, theta, color = with_steps(slope, theta, color)
         slope = unpatchify(slope, self.target.size, self.target.patch_size)
-        if self.back is not None and not batched(slope) and not needs_operator(slope):
+        if self.back is not None and as_prepared(slope, theta, color):
             return self.back(slope, theta, color)
         return warp_adjoint(slope, theta, color, self.target, self.size)

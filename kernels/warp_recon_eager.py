@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import error_, patchify, unpatchify
-from fastequi.kernels.sampling import base_grid, bounded, color_ref, to_float
+from fastequi.kernels.sampling import PADDING_MODES, base_grid, bounded, color_ref, to_float
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_adjoint import color_adjoint
 
@@ -80,13 +80,10 @@ def warp_recon_eager(
             dtheta[~finite] = torch.nan
 
 
-_PADDINGS = {"zeros": 0, "border": 1, "reflection": 2}
-
-
 def _grid_sample(image: Tensor, grid: Tensor, padding_mode: str, align: bool) -> Tensor:
     """[b, k, C, H, W] samples of [b, C, Hs, Ws] at [b, k, H, W, 2]."""
     batch, places = _batched(image, grid)
-    out = torch.ops.aten.grid_sampler_2d(batch, places, 0, _PADDINGS[padding_mode], align)
+    out = torch.ops.aten.grid_sampler_2d(batch, places, 0, PADDING_MODES.index(padding_mode), align)
     if len(batch) == len(image):
         return out.unflatten(2, grid.shape[1:3]).transpose(1, 2)
     return out.unflatten(0, grid.shape[:2])
@@ -100,7 +97,13 @@ def _grid_backward(
     stacked = len(batch) == len(image)
     by_out = by_sample.transpose(1, 2).flatten(2, 3) if stacked else by_sample.flatten(0, 1)
     _, by_grid = torch.ops.aten.grid_sampler_2d_backward(
-        by_out.contiguous(), batch, places, 0, _PADDINGS[padding_mode], align, [False, True]
+        by_out.contiguous(),
+        batch,
+        places,
+        0,
+        PADDING_MODES.index(padding_mode),
+        align,
+        [False, True],
     )
     return by_grid.view(grid.shape)
 

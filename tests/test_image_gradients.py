@@ -82,41 +82,45 @@ def test_of_any_types_and_strides(backend, device, dtype, image_dtype, single):
         assert_near(ours, wanted, 1e-5 if image_dtype == torch.float32 else 5e-3)
 
 
-@pytest.mark.slow("triton", every=4)
+@pytest.mark.slow("triton", every=6)
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
 @pytest.mark.parametrize("patch", [0, 4])
 @pytest.mark.parametrize("mask_outside", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_of_the_path_loss(backend, device, loss, patch, mask_outside, reduction):
-    pred, image, theta = (
-        t.to(device) for t in case(image_dtype=torch.float32, size=(8, 12), scale=0.9)
-    )
+@pytest.mark.parametrize("wants", ["image", "pred image", "pred image theta"])
+@pytest.mark.parametrize("single", [False, True])
+def test_of_the_path_loss(backend, device, loss, patch, mask_outside, reduction, wants, single):
+    drawn = case(image_dtype=torch.float32, size=(8, 12), scale=0.9, k=1 if single else 2)
+    pred, image, theta = (t.to(device) for t in drawn)
     if patch:
         pred = warp_recon.patchify(pred, patch).contiguous()
-    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], device=device)
-    norm = {"mean": MEAN, "std": STD}
-    layout = {"layout": "patch", "patch_size": patch, "size": (8, 12)} if patch else {}
-    leaves = [t.detach().clone().requires_grad_() for t in (pred, image, theta)]
-    for _ in range(2):
-        value = warp_recon_loss(
-            *leaves, **norm, **layout, loss=loss, mask_outside=mask_outside, reduction=reduction
-        )
-        ours = torch.autograd.grad(value if reduction == "mean" else (value * weight).sum(), leaves)
-    wide = [t.detach().double().requires_grad_() for t in leaves]
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], device=device)[:, : theta.shape[1]]
+    given = {"pred": pred, "image": image, "theta": theta}
+    wide = {name: t.double().requires_grad_() for name, t in given.items()}
     options = {"loss": loss, "patch": patch, "mask_outside": mask_outside, "size": (8, 12)}
-    sums = warp_recon.eager(*wide, **norm, **options)
+    norm = {"mean": MEAN, "std": STD}
+    sums = warp_recon.eager(*wide.values(), **norm, **options)
     counted = warp_recon.eager(
-        torch.ones_like(wide[0]), image.double() * 0, theta, **options | {"loss": "l1"}
+        torch.ones_like(wide["pred"]), image.double() * 0, theta, **options | {"loss": "l1"}
     )  # pred 1 against 0: as many errors of 1 as there are values
-    if reduction == "mean":
-        exact = sums.sum() / counted.sum()
-    else:
-        exact = (sums / counted * weight).sum()
-    exacts = torch.autograd.grad(exact, wide)
-    for name, found, wanted in zip(("pred", "image", "theta"), ours, exacts, strict=True):
-        if name != "theta" or not mask_outside:
-            assert_near(found, wanted, 1e-4)
-    assert_near(value.detach(), exact.detach() if reduction == "mean" else sums / counted, 1e-5)
+    each = sums / counted
+    exact = sums.sum() / counted.sum() if reduction == "mean" else (each * weight).sum()
+    names = wants.split()
+    exacts = torch.autograd.grad(exact, [wide[name] for name in names])
+    if single:
+        given |= {"pred": pred[:, 0], "theta": theta[:, 0]}
+    layout = {"layout": "patch", "patch_size": patch, "size": (8, 12)} if patch else {}
+    layout |= {"loss": loss, "mask_outside": mask_outside, "reduction": reduction}
+    for _ in range(2):  # the first call prepares the second
+        leaves = {n: t.detach().clone().requires_grad_(n in names) for n, t in given.items()}
+        value = warp_recon_loss(*leaves.values(), **norm, **layout)
+        total = value if reduction == "mean" else (value.view(weight.shape) * weight).sum()
+        ours = torch.autograd.grad(total, [leaves[name] for name in names])
+        for name, found, wanted in zip(names, ours, exacts, strict=True):
+            if name != "theta" or not mask_outside:
+                assert_near(found.view(wanted.shape), wanted, 1e-4)
+    wanted = exact if reduction == "mean" else each.view(value.shape)
+    assert_near(value.detach(), wanted.detach(), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["path loss", "blur"])
@@ -207,6 +211,30 @@ def test_a_warp_is_differentiated_again(backend, device):
     assert_near(ours[:1], *_by_image(exact, image[:1].double()), 1e-4)
 
 
+@pytest.mark.parametrize("op", ["warp", "gaussian_blur"])
+def test_second_derivatives_by_batches_of_gradients(backend, device, op):
+    _, image, theta = (t.to(device) for t in case(image_dtype=torch.float32, source=(4, 5)))
+    image, sigma = image[:1, :1], torch.ones(1, 1, device=device)
+
+    def cubes(x):
+        made = warp(x, theta[:1]) if op == "warp" else gaussian_blur(x, sigma)
+        return made.pow(3).sum()
+
+    one, many = (
+        torch.autograd.functional.hessian(cubes, image, vectorize=vectorize)
+        for vectorize in (False, True)
+    )
+    torch.testing.assert_close(one, many)
+
+    def penalty(x, vectorize):
+        grad = torch.autograd.functional.jacobian(cubes, x, create_graph=True, vectorize=vectorize)
+        return grad.square().sum()
+
+    plain, batched = (_by_image(lambda x, v=v: penalty(x, v), image)[0] for v in (False, True))
+    assert plain.abs().sum() > 0
+    torch.testing.assert_close(plain, batched)
+
+
 def test_a_blur_is_differentiated_again(backend, device):
     _, image, _ = (t.to(device) for t in case(image_dtype=torch.float32))
     sigma = torch.ones(2, 2, device=device)
@@ -274,6 +302,45 @@ def test_activations_that_are_made_again_in_the_backward(backend, device):
         ours = torch.autograd.grad(again, leaves)
         for found, wanted in zip(ours, torch.autograd.grad(loss(*leaves), leaves), strict=True):
             torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["warp", "blur", "path loss", "blurred"])
+def test_matrices_made_in_inference_mode(backend, device, name):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32, source=(9, 14)))
+    calls = {
+        "warp": lambda x, theta, sigma: warp(x, theta).square().sum(),
+        "blur": lambda x, theta, sigma: gaussian_blur(x, sigma).square().sum(),
+        "path loss": lambda x, theta, sigma: warp_recon_loss(pred, x, theta),
+        "blurred": lambda x, theta, sigma: blur_recon_loss(pred, x, sigma),
+    }
+    sigma = torch.ones(2, 2, device=device)
+    with torch.inference_mode():
+        made = theta * 1, sigma * 1
+    for _ in range(2):
+        (ours,) = _by_image(lambda x: calls[name](x, *made), image)
+        (wanted,) = _by_image(lambda x: calls[name](x, theta, sigma), image)
+        assert torch.equal(ours, wanted)
+
+
+def test_hooks_may_give_saved_matrices_back_in_other_memory(backend, device):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32))
+
+    def unpacked(tensor):
+        if tensor.shape[-2:] == (2, 3):
+            return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+        return tensor
+
+    for loss in (
+        lambda x: warp(x, theta).square().sum(),
+        lambda x: warp_recon_loss(pred, x, theta),
+    ):
+        (wanted,) = _by_image(loss, image)
+        for _ in range(2):
+            leaf = image.clone().requires_grad_()
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpacked):
+                value = loss(leaf)
+                (ours,) = torch.autograd.grad(value, leaf)
+            assert_near(ours, wanted.double(), 1e-6)
 
 
 @pytest.mark.parametrize("loss", [False, True])

@@ -319,7 +319,7 @@ def test_the_gradient_of_a_later_call_is_scaled_kept_and_refused_as_the_first_on
 
 
 def test_an_image_that_wants_a_gradient_gets_it():
-    """The same shapes, once without and once with: the reference runs then."""
+    """The same shapes, once without and once with."""
     pred, image, theta = case(b=2, k=1)
     floats = image.float() / 255
     warp_recon_loss(pred, floats, theta)

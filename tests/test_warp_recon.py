@@ -282,7 +282,7 @@ def test_same_bits_every_time(backend, device, poisoned):
         assert torch.equal(grad, runs[0][1])
 
 
-def test_an_image_that_wants_a_gradient_takes_the_reference(backend, device):
+def test_an_image_that_wants_a_gradient_gets_it(backend, device):
     pred, image, theta = case(image_dtype=torch.float32)
     pred, image, theta = (t.to(device) for t in (pred, image, theta))
     ours = image.clone().requires_grad_()
