@@ -230,6 +230,8 @@ def batched(factor: Tensor) -> bool:
 
     Such a batch has no value to read, and cannot be written into one gradient.
     """
+    if torch.compiler.is_compiling():
+        return False
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(factor) or functorch.is_batchedtensor(factor)
 
