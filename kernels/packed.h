@@ -572,8 +572,11 @@ INLINE void sample_pixels(
   }
 }
 
-/* Rows of planes that are sampled together where they follow one another in memory. */
-enum { TOGETHER = 256 }; /* pixels, about */
-INLINE int64_t rows_together(int64_t width) { return width < TOGETHER ? TOGETHER / width : 1; }
+/* Rows of `width` samples in planes that are sampled together where they follow one another in memory: those of one
+ * channel need few caches and little work each, so that starting a run counts. */
+INLINE int64_t rows_together(const Image *image, int64_t width) {
+  int64_t pixels = image->channels == 1 ? RUN : RUN / 4;
+  return width < pixels ? pixels / width : 1;
+}
 
 #endif

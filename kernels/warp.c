@@ -47,7 +47,7 @@ CALLED void block_of(
   int bad = !finite6(theta);
   Affine affine = affine_of(theta, &op->grid, &op->image);
   const Mixer *mixers = mixers_of(scratch->mixers, &op->image, &op->grid, place);
-  const int64_t together = rows_together(width);
+  const int64_t together = rows_together(&op->image, width);
   for (int64_t y = first; y < last; y += together)
     for (int64_t x = 0; x < width; x += RUN) {
       const Rectangle of = {x, y, width - x < RUN ? width - x : RUN, last - y < together ? last - y : together};

@@ -85,7 +85,7 @@ CALLED int add_step(const WarpAdjoint *op, int64_t b, int64_t k, int32_t group, 
   Mixer mixer;
   mix_back(&mixer, op, place, group);
   const int bad = !finite6(theta);
-  const int64_t together = rows_together(width);
+  const int64_t together = rows_together(&op->image, width);
   for (int64_t y = 0; y < height; y += together)
     for (int64_t x = 0; x < width; x += RUN) {
       const Rectangle of = {x, y, width - x < RUN ? width - x : RUN, height - y < together ? height - y : together};

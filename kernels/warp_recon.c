@@ -161,7 +161,7 @@ CALLED void block_of(
   if (last > units_of(op)) last = units_of(op);
   int64_t base = b * op->pred_stride[0] + k * op->pred_stride[1];
   const int dense = op->planar && op->pred_stride[3] == width;
-  const int64_t longest = op->planar ? RUN : most, together = op->patch || !dense ? 1 : rows_together(width);
+  const int64_t longest = op->planar ? RUN : most, together = op->patch || !dense ? 1 : rows_together(&op->image, width);
   for (int64_t unit = block * per; unit < last; unit += together) {
     if (!op->patch) {
       for (int64_t x = 0; x < width; x += longest) {
