@@ -107,6 +107,27 @@ def test_opcheck(device):
     torch.library.opcheck(gaussian_blur_op.op, args)
 
 
+@pytest.mark.parametrize(
+    ("sigma", "error", "message"),
+    [
+        (3.0, ValueError, "sigma: expected at most max_sigma=2 pixels, got 3"),
+        (-1.0, ValueError, "sigma: expected a finite number >= 0, got -1"),
+        (
+            [1.0, 1.0],
+            TypeError,
+            r"sigma: expected a tensor \[B, K\] or \[B\], or a number, got \[1.0",
+        ),
+        (torch.tensor(1.0), ValueError, r"got \(\); one number for all is a float"),
+    ],
+)
+def test_sigmas_that_do_not_fit(sigma, error, message):
+    _, image, _ = case(size=(8, 8), source=(8, 8))
+    with pytest.raises(error, match=message):
+        gaussian_blur(image, sigma)
+    with pytest.raises(error, match=message):
+        blur_recon_loss(image.float(), image, sigma)
+
+
 def test_bad_input_names_the_argument():
     _, image, _ = case(size=(8, 8), source=(8, 8))
     with pytest.raises(ValueError, match="max_sigma"):

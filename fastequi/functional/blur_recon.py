@@ -40,7 +40,7 @@ def blur_recon_loss(
             on the CPU and NaN on a GPU, where a check would need a host sync.
 
     Gradients go to `pred` and, with the memory of one float32 prediction more, to `image`; if sigma
-    needs one, the eager chain runs instead.
+    needs one, and for an image's in float64 and under torch.compile, the eager chain runs instead.
     """
     given = sigma if isinstance(sigma, Tensor) else None
     number = None if given is not None else sigma

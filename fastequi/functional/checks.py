@@ -274,12 +274,12 @@ def as_sigma(
     sigma: Tensor | float, image: Tensor, max_sigma: float, steps: int | None = None
 ) -> Tensor:
     """One number for all images (and steps) as a tensor [B] (or [B, K])."""
-    shape = (len(image),) if steps is None else (len(image), steps)
     if isinstance(sigma, Tensor):
         check_floating("sigma", sigma)
-        return sigma if sigma.ndim else sigma.expand(shape)
+        return sigma
     if _several(sigma):
         raise TypeError(f"sigma: expected a tensor [B, K] or [B], or a number, got {sigma!r}")
+    shape = (len(image),) if steps is None else (len(image), steps)
     same = arguments.number("sigma", sigma, least=0)
     if same > max_sigma:
         raise ValueError(f"sigma: expected at most max_sigma={max_sigma:g} pixels, got {same:g}")
@@ -306,9 +306,10 @@ def with_sigma(
 def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
     """Its shape, [B, K] or [B], and what values it has."""
     if sigma.ndim not in (1, 2) or len(sigma) != len(image):
+        one = "" if sigma.ndim else "; one number for all is a float, or sigma.expand(B)"
         raise ValueError(
             f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
-            f"got {tuple(sigma.shape)}"
+            f"got {tuple(sigma.shape)}{one}"
         )
     check_sigma_range(sigma, max_sigma)
 

@@ -38,8 +38,8 @@ def gaussian_blur(
         [B, C, H, W] for sigma [B], else [B, K, C, H, W].
 
     Differentiable in image and sigma. The gradient of the image alone comes from the kernel, since
-    the adjoint of a blur is a blur; with that of sigma all is plain PyTorch. Both can be
-    differentiated again.
+    the adjoint of a blur is a blur; with that of sigma, in float64 and under torch.compile all is
+    plain PyTorch. Both can be differentiated again.
     """
     given = sigma if isinstance(sigma, Tensor) else None
     number = None if given is not None else sigma

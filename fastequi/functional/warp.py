@@ -48,7 +48,7 @@ def warp(
     Differentiable in image, theta and color. The gradient of the image alone comes from the
     adjoint of the kernel (in C on a CPU, in PyTorch on a GPU) and can be differentiated again;
     with that of theta or color all is plain PyTorch, which can where its `grid_sample` can (newer
-    versions).
+    versions). So it is in float64 and under torch.compile.
     """
     options = size, mean, std, dtype, padding_mode, align_corners
     given = image, theta, color

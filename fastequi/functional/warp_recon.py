@@ -77,8 +77,8 @@ def warp_recon_loss(
 
     Gradients go to `pred` and `theta`, from the same pass, and to `image` (feature maps, say, that
     are compared after a warp), by the adjoint of the warp and with the memory of one float32
-    prediction more. If `color` needs one, the chain above runs instead, with the right gradient and
-    its memory.
+    prediction more. If `color` needs one, and for an image's in float64 and under
+    torch.compile, the chain above runs instead, with the right gradient and its memory.
 
     Raises:
         TypeError: an argument of a type or dtype that cannot be.
