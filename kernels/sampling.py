@@ -183,6 +183,8 @@ def sample_ref(
         image = image + torch.where(none, grid.sum(), 0.0)  # 0, whatever θ is
     out = F.grid_sample(image, grid, "bilinear", padding_mode, align_corners)
     out = out.view(batch, channels, steps, height, width).transpose(1, 2)
+    if torch.compiler.is_compiling():  # aot_eager takes the strides of its gradient for others
+        out = out.contiguous()
     poison = (theta * 0).sum((-1, -2))  # NaN where θ is not finite
     return out + poison[:, :, None, None, None]
 

@@ -263,6 +263,20 @@ def test_a_loss_says_that_it_is_not(backend, device, name):
         grad.square().sum().backward()
 
 
+def test_compiled(device):
+    pred, image, theta = (t.to(device) for t in case(image_dtype=torch.float32))
+    torch._dynamo.reset()
+
+    def loss(x, p):
+        return warp_recon_loss(p, x, theta)
+
+    leaves = image.requires_grad_(), pred.requires_grad_()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    ours = torch.autograd.grad(compiled(*leaves), leaves)
+    for found, wanted in zip(ours, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_batch_of_gradients_at_once(backend, device):
     pred, image, theta = (
         t.to(device) for t in case(image_dtype=torch.float32, size=(8, 12), source=(8, 12))
