@@ -101,7 +101,8 @@ def test_a_dispatch_mode_sees_every_result(op):
         grads = torch.autograd.grad(value, leaf) if value.requires_grad else ()
     assert Counting.calls > before
     expected = function(other)
-    torch.testing.assert_close(value, expected)
+    # a sum of some hundred values, in PyTorch where a mode looks on, else by a kernel
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     if grads:
         torch.testing.assert_close(grads[0], torch.autograd.grad(expected, other)[0])
 
