@@ -135,7 +135,8 @@ int EXPORT(warp_adjoint)(const WarpAdjoint *op) {
         Scratch *spare = scratch + thread_number();
         int bad = 0;
         memset(own, 0, floats * sizeof(float));
-        memset(spare->values, 0, sizeof(spare->values));
+        for (int32_t c = channels_of(&op->image, group); c < 4; c++)
+          memset(spare->values[c], 0, sizeof(spare->values[c]));
         for (int64_t k = 0; k < op->grid.steps && !bad; k++) bad = add_step(op, b, k, group, own, spare);
         unpack(op, b, group, own, bad);
       }
