@@ -25,16 +25,22 @@ def sigmas(batch: int, steps: int, device: str) -> Tensor:
 
 
 def blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """[B, K, 3, H, W] in 0..1: two grouped convolutions, a kernel for each image and step."""
-    batch, steps = sigma.shape
+    """[B, K, C, H, W] of floats: two grouped convolutions, a kernel for each image and step."""
+    (batch, steps), channels = sigma.shape, image.shape[1]
+    planes = batch * steps * channels
     offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
     kernel = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square()))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None]
-    wide = (image.to(sigma.dtype) / 255).repeat_interleave(steps, 0).flatten(0, 1)[None]
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
+    wide = image.repeat_interleave(steps, 0).flatten(0, 1)[None]
     wide = F.pad(wide, [RADIUS] * 4, mode="reflect")
-    half = F.conv2d(wide, kernel[:, :, None], groups=batch * steps * 3)
-    out = F.conv2d(half, kernel[:, :, :, None], groups=batch * steps * 3)
-    return out.view(batch, steps, 3, *image.shape[2:])
+    half = F.conv2d(wide, kernel[:, :, None], groups=planes)
+    out = F.conv2d(half, kernel[:, :, :, None], groups=planes)
+    return out.view(batch, steps, channels, *image.shape[2:])
+
+
+def _in_unit(image: Tensor, like: Tensor) -> Tensor:
+    """Bytes as floats in 0..1."""
+    return image.to(like.dtype) / 255
 
 
 def _normalised(target: Tensor) -> Tensor:
@@ -44,12 +50,12 @@ def _normalised(target: Tensor) -> Tensor:
 
 def views(image: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     """What a user writes today."""
-    return _normalised(blurred(image, sigma)).to(dtype)
+    return _normalised(blurred(_in_unit(image, sigma), sigma)).to(dtype)
 
 
 def blur_chain(pred: Tensor, image: Tensor, sigma: Tensor, size: int) -> Tensor:
     """The same, and the error of patch tokens."""
-    target = patchify(_normalised(blurred(image, sigma)), PATCH)
+    target = patchify(_normalised(blurred(_in_unit(image, sigma), sigma)), PATCH)
     return F.mse_loss(pred.to(sigma.dtype), target)
 
 
@@ -131,7 +137,8 @@ def _cv2(name: str, inputs: Inputs, mode: str) -> Call:
 
     call()
     if name == "GaussianBlur":
-        expected = blurred(inputs["image"], inputs["sigma"]).permute(0, 1, 3, 4, 2)
+        image = _in_unit(inputs["image"], inputs["sigma"])
+        expected = blurred(image, inputs["sigma"]).permute(0, 1, 3, 4, 2)
         gap = (torch.from_numpy(out) - expected).norm() / expected.norm()
         if gap > 1e-3:
             raise Unavailable(f"cv2.GaussianBlur is off by {gap:.2g}")

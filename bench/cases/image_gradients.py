@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.cases.blur import RADIUS, sigmas
+from bench.cases.blur import RADIUS, blurred, sigmas
 from bench.cases.geometry import theta
+from bench.cases.warp import warped
 from bench.opbench import Inputs, OpBench, Provider
 from bench.providers import Signature, differentiable
 from fastequi.functional import gaussian_blur, warp, warp_recon_loss
@@ -35,30 +36,8 @@ def _inputs(device: str) -> Callable[..., Inputs]:
     return make
 
 
-def warped(image: Tensor, matrices: Tensor) -> Tensor:
-    """What a user writes today."""
-    batch, steps = matrices.shape[:2]
-    wide = image.repeat_interleave(steps, 0)
-    grid = F.affine_grid(matrices.flatten(0, 1), list(wide.shape), False)
-    return F.grid_sample(wide, grid, align_corners=False).unflatten(0, (batch, steps))
-
-
-def blurred(image: Tensor, sigma: Tensor) -> Tensor:
-    """The same: two grouped convolutions, a kernel for each image and step."""
-    (batch, steps), channels = sigma.shape, image.shape[1]
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
-    kernel = torch.exp(-offsets.square() / (2 * sigma.flatten()[:, None].square()))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-    planes = batch * steps * channels
-    wide = image.repeat_interleave(steps, 0).flatten(0, 1)[None]
-    wide = F.pad(wide, [RADIUS] * 4, mode="reflect")
-    half = F.conv2d(wide, kernel[:, :, None], groups=planes)
-    out = F.conv2d(half, kernel[:, :, :, None], groups=planes)
-    return out.view(batch, steps, channels, *image.shape[2:])
-
-
 def compared(pred: Tensor, image: Tensor, matrices: Tensor) -> Tensor:
-    """The same: the error of other maps against the warped ones."""
+    """What a user writes today."""
     return F.mse_loss(pred, warped(image, matrices))
 
 

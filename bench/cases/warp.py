@@ -27,18 +27,21 @@ def _inputs(device: str) -> Callable[..., Inputs]:
     return make
 
 
+def warped(image: Tensor, matrices: Tensor) -> Tensor:
+    """[B, K, C, H, W] samples of floats."""
+    wide = image.repeat_interleave(matrices.shape[1], 0)
+    grid = F.affine_grid(matrices.flatten(0, 1), list(wide.shape), False)
+    return F.grid_sample(wide, grid, align_corners=False).unflatten(0, matrices.shape[:2])
+
+
 def chain(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """What a user writes today."""
-    batch, steps = matrices.shape[:2]
-    wide = (image.to(matrices.dtype) / 255).repeat_interleave(steps, 0)
-    grid = F.affine_grid(matrices.flatten(0, 1), list(wide.shape), False)
-    out = F.grid_sample(wide, grid, align_corners=False)
-    return _normalised(out, (batch, steps)).to(dtype)
+    return _normalised(warped(image.to(matrices.dtype) / 255, matrices)).to(dtype)
 
 
-def _normalised(views: Tensor, lead: tuple[int, int]) -> Tensor:
+def _normalised(views: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).to(views)[:, None, None] for v in (MEAN, STD))
-    return ((views - mean) / std).unflatten(0, lead)
+    return (views - mean) / std
 
 
 def _kornia(inputs: Inputs, mode: str) -> Call:
@@ -54,7 +57,7 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
     def views(image: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
         wide = (image.float() / 255).repeat_interleave(steps, 0)
         out = warp_affine(wide, pixels, (size, size), align_corners=True)
-        return _normalised(out, (len(image), steps)).to(dtype)
+        return _normalised(out).unflatten(0, (len(image), steps)).to(dtype)
 
     return _VIEWS.eager(views)(inputs, mode)
 
