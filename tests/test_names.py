@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"__init__", "arguments", "checks", "distributed", "normalise", "reduction", "view_pairs"}
+SHARED = {
+    *("__init__", "arguments", "checks", "distributed", "normalise", "reduction"),
+    *("sigmas", "view_pairs"),
+}
 OPS = sorted({path.stem for path in ROOT.glob("fastequi/functional/*.py")} - SHARED)
 OWN = ("fastequi", "bench")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import arguments, checks
+from fastequi.functional import arguments, checks, sigmas
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import blur_recon as _blur_recon
 from fastequi.kernels.prepared import Calls
@@ -53,7 +53,7 @@ def blur_recon_loss(
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("pred", pred)
     ndim = 5 if layout == "image" else 4
-    shaped, steps, single = checks.with_sigma(pred, sigma, image, max_sigma, ndim, "pred")
+    shaped, steps, single = sigmas.with_sigma(pred, sigma, image, max_sigma, ndim, "pred")
     size = (image.shape[2], image.shape[3])
     patch, _ = checks.check_pred(
         shaped, image, steps.shape[1], layout, patch_size, size, path="sigma", single=single
@@ -75,5 +75,5 @@ def blur_recon_loss(
         return run(pred, image, same)
     in_c = _blur_recon.prepared(shaped, image, steps, target, divisor) if reduce else None
     call = in_c or run
-    _CALLS.keep(key, checks.with_sigma_checked(call, given, same, max_sigma))
+    _CALLS.keep(key, sigmas.with_sigma_checked(call, given, same, max_sigma))
     return call(pred, image, same)

@@ -6,7 +6,7 @@ No check reads a GPU tensor's values, which would need a host sync, unless FASTE
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -119,11 +119,11 @@ def recon_options(
     """Options that the path losses share, as far as they can be checked without an image."""
     check_names(loss=loss, layout=layout, reduction=reduction)
     check_patch_size(layout, patch_size)
-    lengths = [len(values) for values in (mean, std) if _several(values)]
+    lengths = [len(values) for values in (mean, std) if several(values)]
     normalisation(max(lengths, default=1), mean, std)
 
 
-def _several(values: Values) -> TypeGuard[Sequence[float]]:
+def several(values: Values) -> TypeGuard[Sequence[float]]:
     """Whether these are several numbers; a numpy array may be one."""
     several = isinstance(values, Iterable) and not isinstance(values, (Tensor, str))
     return several and getattr(values, "ndim", 1) > 0
@@ -174,7 +174,7 @@ def check_image(image: Tensor, mean: Values, std: Values) -> tuple[Floats, Float
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image: expected [B, C, Hs, Ws], got {tuple(image.shape)}")
     for name, values in (("mean", mean), ("std", std)):
-        if _several(values):
+        if several(values):
             _expect_channels_first(image, len(values), name)
     mean, std = normalisation(image.shape[1], mean, std)
     if mean is not None and image.is_floating_point() and image.numel():
@@ -203,7 +203,7 @@ def normalisation(channels: int, mean: Values, std: Values) -> tuple[Floats, Flo
         if values is None:
             found.append(None)
             continue
-        each: list[Any] = list(values) if _several(values) else [values] * channels
+        each: list[Any] = list(values) if several(values) else [values] * channels
         if torch.compiler.is_dynamo_compiling():
             each = [_specialised(v) for v in each]
         try:
@@ -268,77 +268,6 @@ def check_color(color: Tensor | None, theta: Tensor, image: Tensor) -> None:
             f"color: expected {each} with B, K = {tuple(theta.shape[:2])} as in theta, for images "
             f"of {channels} channels, got {tuple(color.shape)}"
         )
-
-
-def as_sigma(
-    sigma: Tensor | float, image: Tensor, max_sigma: float, steps: int | None = None
-) -> Tensor:
-    """One number for all images (and steps) as a tensor [B] (or [B, K])."""
-    if isinstance(sigma, Tensor):
-        check_floating("sigma", sigma)
-        return sigma
-    if _several(sigma):
-        raise TypeError(f"sigma: expected a tensor [B, K] or [B], or a number, got {sigma!r}")
-    shape = (len(image),) if steps is None else (len(image), steps)
-    same = arguments.number("sigma", sigma, least=0)
-    if same > max_sigma:
-        raise ValueError(f"sigma: expected at most max_sigma={max_sigma:g} pixels, got {same:g}")
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    return torch.full(shape, same, dtype=dtype, device=image.device)
-
-
-def with_sigma(
-    pred: Tensor, sigma: Tensor | float, image: Tensor, max_sigma: float, ndim: int, name: str
-) -> tuple[Tensor, Tensor, bool]:
-    """(the argument `name` and sigma with an axis of steps, whether that has been added)."""
-    sigma = as_sigma(sigma, image, max_sigma, pred.shape[1] if pred.ndim == ndim else None)
-    check_sigma(sigma, image, max_sigma)
-    single = sigma.ndim == 1
-    if pred.ndim != ndim - single:
-        what = "[B, K, C, H, W]" if ndim == 5 else "patch tokens [B, K, L, p*p*C]"
-        what = "tokens [B, K, L, D]" if name == "hidden" else what
-        raise ValueError(f"{name}: expected {what} (no K for sigma [B]), got {tuple(pred.shape)}")
-    if single:
-        sigma, pred = sigma[:, None], pred[:, None]
-    return pred, sigma, single
-
-
-def check_sigma(sigma: Tensor, image: Tensor, max_sigma: float) -> None:
-    """Its shape, [B, K] or [B], and what values it has."""
-    if sigma.ndim not in (1, 2) or len(sigma) != len(image):
-        one = "" if sigma.ndim else "; one number for all is a float, or sigma.expand(B)"
-        raise ValueError(
-            f"sigma: expected [B, K] or [B] with B={len(image)} as in image, "
-            f"got {tuple(sigma.shape)}{one}"
-        )
-    check_sigma_range(sigma, max_sigma)
-
-
-def check_sigma_range(sigma: Tensor, max_sigma: float) -> None:
-    if not can_look(sigma) or not sigma.numel():
-        return
-    sigma = sigma.detach()
-    within = sigma.clamp(0, min(max_sigma, torch.finfo(sigma.dtype).max))
-    if torch.equal(within, sigma):  # not of NaN
-        return
-    bad = sigma[within != sigma]
-    limit = f"0..max_sigma={max_sigma}"
-    raise ValueError(f"sigma: expected values in {limit} pixels, got {bad[0].item():.4g}")
-
-
-def with_sigma_checked(
-    call: Callable[..., Tensor], given: Tensor | None, sigma: Tensor, max_sigma: float
-) -> Callable[..., Tensor]:
-    """A call whose last argument is sigma, whose values are looked at, or the one number for all
-    that `sigma` is filled with. A sigma that was given is not kept."""
-    if given is None:
-        return lambda *tensors: call(*tensors[:-1], sigma)
-
-    def again(*tensors: Tensor) -> Tensor:
-        check_sigma_range(tensors[-1], max_sigma)
-        return call(*tensors)
-
-    return again
 
 
 def check_out_dtype(dtype: torch.dtype, mean: Sequence[float] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.functional import arguments, checks
+from fastequi.functional import arguments, checks, sigmas
 from fastequi.kernels import gaussian_blur as _blur
 from fastequi.kernels.prepared import Calls
 from fastequi.kernels.target import BlurTarget
@@ -48,8 +48,8 @@ def gaussian_blur(
         return again(image, given)
     mean, std = checks.check_image(image, mean, std)
     max_sigma = arguments.number("max_sigma", max_sigma, above=0)
-    sigma = checks.as_sigma(sigma, image, max_sigma)
-    checks.check_sigma(sigma, image, max_sigma)
+    sigma = sigmas.as_sigma(sigma, image, max_sigma)
+    sigmas.check_sigma(sigma, image, max_sigma)
     single = sigma.ndim == 1
     shaped = sigma[:, None] if single else sigma
     if dtype is None:
@@ -67,5 +67,5 @@ def gaussian_blur(
     if key is None or checks.depends_on_values(image, mean):
         return run(image, sigma)
     call = _blur.prepared(image, shaped, target, kind, single) or run
-    _CALLS.keep(key, checks.with_sigma_checked(call, given, sigma, max_sigma))
+    _CALLS.keep(key, sigmas.with_sigma_checked(call, given, sigma, max_sigma))
     return call(image, sigma)

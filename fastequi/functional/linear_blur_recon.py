@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastequi.functional import arguments, checks
+from fastequi.functional import arguments, checks, sigmas
 from fastequi.functional.reduction import divisor_of
 from fastequi.kernels import linear_blur_recon as _linear
 from fastequi.kernels.precision import as_linear_casts
@@ -67,7 +67,7 @@ def linear_blur_recon_loss(
     max_sigma = arguments.number("max_sigma", max_sigma, above=0)
     mean, std = checks.check_image(image, mean, std)
     checks.check_floating("hidden", hidden)
-    hidden, sigma, _ = checks.with_sigma(hidden, sigma, image, max_sigma, 4, "hidden")
+    hidden, sigma, _ = sigmas.with_sigma(hidden, sigma, image, max_sigma, 4, "hidden")
     steps, values = sigma.shape[1], patch_size**2 * image.shape[1]
     window = (patch_size + 2 * overlap) ** 2 * image.shape[1]
     weight, bias = checks.check_linear(hidden, weight, bias, image, steps, window, path="sigma")
