@@ -384,32 +384,38 @@ CALLED void locate_all(
 
 /* ---- sampling ---- */
 
-/* The columns of a group's colour matrix, with the gain and bias of the normalisation folded in. */
+/* The columns of a group's colour matrix, with the gain and bias of the normalisation folded in; of more than
+ * four channels, which are not mixed, the first one is a gain each. */
 typedef struct {
   v4 column[4], shift;
 } Mixer;
 
+INLINE int mixes(const Image *image) { return image->channels <= 4; }
+
 /* Of the colour at `place`, of image and step. */
 INLINE Mixer mixer_of(const Image *image, const Grid *grid, int64_t place, int32_t group) {
   Mixer mixer = {{{0}}, {0}};
-  int32_t all = image->channels, count = channels_of(image, group), full = all <= 4;
+  int32_t all = image->channels, count = channels_of(image, group), full = mixes(image);
   int64_t row = full ? all + 1 : 2;
   const float *color = grid->color + (place * all + 4 * group) * row;
   for (int32_t c = 0; c < count; c++) {
     float gain = grid->gain[4 * group + c], bias = grid->bias[4 * group + c];
-    for (int32_t j = 0; j < count; j++)
-      mixer.column[j][c] = gain * (full ? color[c * row + j] : j == c ? color[c * row] : 0.0f);
+    for (int32_t j = 0; j < (full ? count : 1); j++) mixer.column[j][c] = gain * color[c * row + j];
     mixer.shift[c] = gain * color[c * row + row - 1] + bias;
   }
   return mixer;
 }
 
-INLINE v4 mixed(v4 v, const Mixer *mixer, int32_t channels, int shift) {
+INLINE v4 mixed(v4 v, const Mixer *mixer, int32_t channels) {
   v4 r = {v[0], v[0], v[0], v[0]}, g = {v[1], v[1], v[1], v[1]}, b = {v[2], v[2], v[2], v[2]};
   v4 out = r * mixer->column[0] + g * mixer->column[1] + b * mixer->column[2];
   if (channels > 3) out += (v4){v[3], v[3], v[3], v[3]} * mixer->column[3];
-  if (shift) out += mixer->shift;
   return out;
+}
+
+/* The same, or each channel by itself: a value that is not finite stays in its channel. */
+INLINE v4 coloured(v4 v, const Mixer *mixer, int32_t channels, int each) {
+  return each ? v * mixer->column[0] : mixed(v, mixer, channels);
 }
 
 /* The colour of a sample, and on request how it changes with the coordinates. */
@@ -419,7 +425,7 @@ typedef struct {
 
 INLINE Sample sample_at(
     const Taps *taps, int64_t i, const float *texels, int64_t pitch, const Mixer *mixer,
-    int32_t channels) {
+    int32_t channels, int each) {
   const float *upper = texels + 4 * (int64_t)taps->texel[i], *lower = upper + 4 * pitch;
   float wx = taps->wx[i], wy = taps->wy[i];
 #ifdef __AVX__
@@ -433,9 +439,9 @@ INLINE Sample sample_at(
 #endif
   Sample at = {left + wx * across, across, left_down + wx * (right_down - left_down)};
   if (mixer) {
-    at.value = mixed(at.value, mixer, channels, 1);
-    at.by_x = mixed(at.by_x, mixer, channels, 0);
-    at.by_y = mixed(at.by_y, mixer, channels, 0);
+    at.value = coloured(at.value, mixer, channels, each) + mixer->shift;
+    at.by_x = coloured(at.by_x, mixer, channels, each);
+    at.by_y = coloured(at.by_y, mixer, channels, each);
   }
   return at;
 }
@@ -453,8 +459,8 @@ INLINE void put_planes(float *out, v4 a, v4 b, v4 c, v4 d, int32_t channels, int
  * values, or four pixels, are written at a time, so that the buffers need room for some more. */
 INLINE void sample(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, const Mixer *mixer, int32_t channels, int64_t apart, int planar, int derivatives) {
-#define AT_PIXEL(i) sample_at(taps, i, texels, pitch, mixer, channels)
+    int64_t pitch, const Mixer *mixer, int32_t channels, int each, int64_t apart, int planar, int derivatives) {
+#define AT_PIXEL(i) sample_at(taps, i, texels, pitch, mixer, channels, each)
   if (planar)
     for (int64_t i = 0; i < n; i += 4) {
       Sample a = AT_PIXEL(i), b = AT_PIXEL(i + 1), c = AT_PIXEL(i + 2), d = AT_PIXEL(i + 3);
@@ -479,20 +485,21 @@ INLINE void sample(
 /* The same with its choices as constants, so that each gets a loop of its own. */
 CALLED void sample_run(
     float *out, float *by_x, float *by_y, const Taps *taps, int64_t n, const float *texels,
-    int64_t pitch, const Mixer *mixer, int32_t channels, int64_t apart, int planar,
+    int64_t pitch, const Mixer *mixer, int32_t channels, int each, int64_t apart, int planar,
     int derivatives) {
-#define SAMPLE(channels, planes, pixels, derivatives)                                                    \
-  do {                                                                                                   \
-    if (planar)                                                                                          \
-      sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, planes, 1, derivatives);          \
-    else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, pixels, 0, derivatives);       \
+#define SAMPLE(channels, each, planes, pixels, derivatives)                                                 \
+  do {                                                                                                      \
+    if (planar)                                                                                             \
+      sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, each, planes, 1, derivatives);       \
+    else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, each, pixels, 0, derivatives);    \
   } while (0)
-  if (derivatives) SAMPLE(channels, apart, apart, 1);
-  else if (channels != 3 || apart != (planar ? RUN : 3)) SAMPLE(channels, apart, apart, 0);
-  else if (mixer) SAMPLE(3, RUN, 3, 0);
+  if (derivatives) SAMPLE(channels, each, apart, apart, 1);
+  else if (channels != 3 || apart != (planar ? RUN : 3)) SAMPLE(channels, each, apart, apart, 0);
+  else if (mixer && each) SAMPLE(3, 1, RUN, 3, 0);
+  else if (mixer) SAMPLE(3, 0, RUN, 3, 0);
   else {
     mixer = NULL;
-    SAMPLE(3, RUN, 3, 0);
+    SAMPLE(3, 0, RUN, 3, 0);
   }
 #undef SAMPLE
 }
@@ -548,7 +555,7 @@ INLINE void sample_planes(
   if (image->channels == 1) sample_one(out, by_x, by_y, taps, n, texels, mixers, derivatives);
   else
     sample_run(out, by_x, by_y, taps, n, texels + group * plane_floats(image), pitch_of(image),
-               mixers ? mixers + group : NULL, channels_of(image, group), RUN, 1, derivatives);
+               mixers ? mixers + group : NULL, channels_of(image, group), !mixes(image), RUN, 1, derivatives);
 }
 
 /* Pixels of a run whose samples of all channels fit where four channels of RUN do: a multiple of 4. */
@@ -568,7 +575,7 @@ INLINE void sample_pixels(
     /* the last one first: beyond its channels it writes where the first one does, a pixel on */
     sample_run(out + 4 * group, derivatives ? by_x + 4 * group : NULL, derivatives ? by_y + 4 * group : NULL,
                taps, n, texels + group * plane_floats(image), pitch_of(image), mixers ? mixers + group : NULL,
-               channels_of(image, group), image->channels, 0, derivatives);
+               channels_of(image, group), !mixes(image), image->channels, 0, derivatives);
   }
 }
 

@@ -29,10 +29,10 @@ INLINE void add_pixel(float *texels, int64_t pitch, v4 value, float wx, float wy
 /* Adds n pixels' values, times what mixes channels, to their texels. */
 INLINE void add_all(
     float *texels, int64_t pitch, const Taps *taps, const float (*values)[RUN + LANES], int64_t n, Mixer mixer,
-    int32_t channels, int mixes) {
+    int32_t channels, int mixing) {
 #define ADD(of, j)                                                                         \
   add_pixel(texels + 4 * (int64_t)taps->texel[i + j], pitch,                               \
-            mixes ? mixed(of, &mixer, channels, 0) : of * mixer.shift, taps->wx[i + j], taps->wy[i + j])
+            mixing ? mixed(of, &mixer, channels) : of * mixer.shift, taps->wx[i + j], taps->wy[i + j])
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
     Four four = transposed((Four){AT(v4, values[0] + i), AT(v4, values[1] + i), AT(v4, values[2] + i),
@@ -51,18 +51,19 @@ INLINE void add_all(
 
 CALLED void add_run(
     float *texels, int64_t pitch, const Taps *taps, const float (*values)[RUN + LANES], int64_t n, const Mixer *mixer,
-    int32_t channels, int mixes) {
-  if (mixes) add_all(texels, pitch, taps, values, n, *mixer, channels, 1);
+    int32_t channels, int mixing) {
+  if (mixing) add_all(texels, pitch, taps, values, n, *mixer, channels, 1);
   else add_all(texels, pitch, taps, values, n, *mixer, channels, 0);
 }
 
-/* The colour matrix the other way round, as mixed() reads it; without one the gains alone, in `shift`. */
+/* The colour matrix the other way round, as mixed() reads it; where channels are not mixed the gains alone, in `shift`. */
 CALLED void mix_back(Mixer *back, const WarpAdjoint *op, int64_t place, int32_t group) {
   v4 gain = {0};
   for (int32_t c = 0; c < channels_of(&op->image, group); c++) gain[c] = op->grid.gain[4 * group + c];
   back->shift = gain;
   if (!op->grid.color) return;
-  Mixer mixer = mixer_of(&op->image, &op->grid, place, group);
+  const Mixer mixer = mixer_of(&op->image, &op->grid, place, group);
+  if (!mixes(&op->image)) back->shift = mixer.column[0];
   Four rows = transposed((Four){mixer.column[0], mixer.column[1], mixer.column[2], mixer.column[3]});
   back->column[0] = rows.a, back->column[1] = rows.b, back->column[2] = rows.c, back->column[3] = rows.d;
 }
@@ -100,7 +101,7 @@ CALLED int add_step(const WarpAdjoint *op, int64_t b, int64_t k, int32_t group, 
       if (bad) continue;
       locate_all(&scratch->taps, &of, (Ahead){0}, &affine, grid, &op->image, 0, 0);
       add_run(texels + 4 * origin_of(&op->image), pitch, &scratch->taps, scratch->values, n, &mixer, channels,
-              grid->color != NULL);
+              grid->color && mixes(&op->image));
     }
   return 0;
 }

@@ -69,6 +69,28 @@ def test_any_type_of_image(backend, device, image_dtype, c, poisoned):
     )
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gains_of_many_channels_leave_values_that_are_not_finite_in_their_channel(
+    backend, device, memory_format
+):
+    g = torch.Generator().manual_seed(3)
+    image = torch.rand(1, 6, 5, 7, generator=g)
+    image[0, 1, 2, 3], image[0, 4, 1, 1] = float("nan"), float("inf")
+    image = image.contiguous(memory_format=memory_format).to(device)
+    theta, color = torch.eye(2, 3, device=device)[None, None], colours("gain", 6, 1, 1).to(device)
+    found = warp(image, theta, color=color)
+    assert not torch.isfinite(found[:, :, [1, 4]]).all()
+    assert torch.isfinite(found[:, :, [0, 2, 3, 5]]).all()
+    pred = torch.rand(1, 1, 6, 5, 7, generator=g).to(device).requires_grad_()
+    warp_recon_loss(pred, image, theta, color=color, reduction="sum").backward()
+    assert torch.isfinite(pred.grad).flatten(3).all(-1).tolist() == [[[1, 0, 1, 1, 0, 1]]]
+    wanted = image.nan_to_num(0.0, 0.0, 0.0).requires_grad_()
+    slope = torch.rand(1, 1, 6, 5, 7, generator=g).to(device)
+    slope[0, 0, 2, 2, 2] = float("nan")
+    (back,) = torch.autograd.grad(warp(wanted, theta, color=color), wanted, slope)
+    assert torch.isfinite(back).flatten(2).all(-1).tolist() == [[1, 1, 0, 1, 1, 1]]
+
+
 @pytest.mark.slow("triton", every=2)
 @pytest.mark.slow(
     "triton-matrix-13", "triton-gain-8", "triton-matrix-8", "triton-gain-2", "triton-matrix-5"
