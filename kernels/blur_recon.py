@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, native_blur
+from fastequi.kernels import native, native_blur, native_warp
 from fastequi.kernels.autograd import FusedLoss, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch
@@ -77,7 +77,8 @@ def _sums(
         native_blur.blur_recon(pred, image, sigma, target, weight, total, grad)
         return total
     if use_native(pred):
-        say_type("blur_recon_loss", pred.dtype, image.dtype, takes=native_blur.TAKES)
+        given, shape = (pred.dtype, image.dtype), native_warp.said(image)
+        say_type("blur_recon_loss", *given, takes=native_blur.TAKES, shape=shape)
     for part in chunks_of(pred):
         wanted = gaussian_blur_ref(image[part], sigma[part], target, total.dtype)
         wanted = patchify(wanted, target.patch_size) if target.patch_size else wanted

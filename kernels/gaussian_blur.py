@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastequi.kernels import native, native_blur
+from fastequi.kernels import native, native_blur, native_warp
 from fastequi.kernels.autograd import Operator, batched, needs_operator
 from fastequi.kernels.backend import say_type, transformed, use_native, use_triton
 from fastequi.kernels.blur import chunks_of, launch, radius
@@ -48,10 +48,15 @@ def _compute(
         native_blur.blur(out, image, sigma, target)
         return out
     if use_native(image):
-        say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
+        _say(image, dtype)
     for part in chunks_of(out):
         out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)
     return out
+
+
+def _say(image: Tensor, dtype: torch.dtype) -> None:
+    shape = native_warp.said(image)
+    say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.MAKES, shape=shape)
 
 
 def _fake(image, sigma, mean, std, dtype, max_sigma) -> Tensor:
@@ -110,7 +115,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor, target: BlurTarget, dtype: torch
         return blurred
     if grad or transformed() or wide:
         if use_native(image) and not grad:
-            say_type("gaussian_blur", dtype, image.dtype, takes=native_blur.TAKES)
+            _say(image, dtype)
         return gaussian_blur_ref(image, sigma, target, dtype)
     return gaussian_blur_op(image, sigma, target.mean, target.std, dtype, target.max_sigma)
 
@@ -143,8 +148,8 @@ def blur_adjoint(slope: Tensor, sigma: Tensor, target: BlurTarget) -> Tensor:
         slope: [B, K, C, H, W] floating.
         sigma, target: as of :func:`gaussian_blur`.
     """
-    wide = torch.float64 in (slope.dtype, sigma.dtype)
-    slope = slope.to(torch.float64 if wide else torch.float32)
+    slope = slope if slope.dtype == torch.float64 else slope.float()
+    sigma = sigma.to(slope.dtype)  # as the forward takes it
     border = _at_border(slope.shape[3:], slope)
     slope = color_adjoint(slope, None, target.std) / border
     plain = BlurTarget(max_sigma=target.max_sigma)

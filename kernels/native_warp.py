@@ -71,6 +71,13 @@ TAKES = (
     f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels ({_SIDE_BY_SIDE} side by "
     "side), rows without gaps"
 )
+MAKES = f"results in uint8, float32 or bfloat16, of 1 to {CHANNELS} channels"
+
+
+def said(image: Tensor) -> str:
+    """What there is to say of an image that C does not take."""
+    negative = ", a negative view (resolve_neg())" if image.is_neg() else ""
+    return f"{image.shape[1]} channels{negative}"
 
 
 def samples(image: Tensor) -> bool:
@@ -185,7 +192,8 @@ def rows_of(pred: Tensor, patch_size: int) -> str | None:
         return "interleaved" if pred.stride(-1) == 1 else None
     channels, width = pred.shape[2], pred.shape[4]
     by_channel, by_pixel = pred.stride(2), pred.stride(4)
-    if channels > 1 and by_channel == 1 and (by_pixel == channels or width == 1):
+    one = width == 1 and channels > _SIDE_BY_SIDE  # either is true of a column: what C takes
+    if channels > 1 and by_channel == 1 and (by_pixel == channels or width == 1) and not one:
         return "interleaved"
     return "planar" if by_pixel == 1 or width == 1 else None
 

@@ -14,6 +14,9 @@
 
 #include "values.h"
 
+/* Normalised coordinate up to which a point lies in the image: sampling.py's. */
+#define EDGE (1.0f + 0x1p-20f)
+
 enum { ZEROS, BORDER, REFLECTION, INSIDE }; /* the last one where no rule is needed */
 
 /* Texels around an image; pixels of up to four channels sampled before they are used; most of channels. */
@@ -328,6 +331,7 @@ INLINE void locate(
   const float ax = (float)at->a[0], ay = (float)at->a[1];
   const float middle_x = at->centre[0], middle_y = at->centre[1];
   const float scale_x = at->scale[0], scale_y = at->scale[1];
+  const float edge_x = EDGE * scale_x, edge_y = EDGE * scale_y;
   const int32_t width = image->width, height = image->height, align = grid->align;
   const int32_t pitch = (int32_t)pitch_of(image), rows = (int32_t)of->rows, count = (int32_t)of->width;
   const float x0 = (float)(at->a[0] * of->x + at->b[0] * of->y + at->c[0]);
@@ -344,7 +348,7 @@ INLINE void locate(
       const int64_t to = start + column;
       vf px = cx + ax * i, py = cy + ay * i, sx = splat(1.0f), sy = sx;
       if (mask) {
-        vi keep = (magnitude(px - middle_x) <= scale_x) & (magnitude(py - middle_y) <= scale_y);
+        vi keep = (magnitude(px - middle_x) <= edge_x) & (magnitude(py - middle_y) <= edge_y);
         AT(vi, taps->keep + to) = keep;
       }
       if (padding != INSIDE) {
@@ -393,17 +397,17 @@ typedef struct {
 INLINE int mixes(const Image *image) { return image->channels <= 4; }
 
 /* Of the colour at `place`, of image and step. */
-INLINE Mixer mixer_of(const Image *image, const Grid *grid, int64_t place, int32_t group) {
-  Mixer mixer = {{{0}}, {0}};
+INLINE void set_mixer(Mixer *mixer, const Image *image, const Grid *grid, int64_t place, int32_t group) {
+  *mixer = (Mixer){{{0}}, {0}};
   int32_t all = image->channels, count = channels_of(image, group), full = mixes(image);
   int64_t row = full ? all + 1 : 2;
   const float *color = grid->color + (place * all + 4 * group) * row;
   for (int32_t c = 0; c < count; c++) {
     float gain = grid->gain[4 * group + c], bias = grid->bias[4 * group + c];
-    for (int32_t j = 0; j < (full ? count : 1); j++) mixer.column[j][c] = gain * color[c * row + j];
-    mixer.shift[c] = gain * color[c * row + row - 1] + bias;
+    for (int32_t j = 0; j < count; j++)
+      mixer->column[j][c] = gain * (full ? color[c * row + j] : j == 0 ? color[c * row] : 0.0f);
+    mixer->shift[c] = gain * color[c * row + row - 1] + bias;
   }
-  return mixer;
 }
 
 INLINE v4 mixed(v4 v, const Mixer *mixer, int32_t channels) {
@@ -493,9 +497,10 @@ CALLED void sample_run(
       sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, each, planes, 1, derivatives);       \
     else sample(out, by_x, by_y, taps, n, texels, pitch, mixer, channels, each, pixels, 0, derivatives);    \
   } while (0)
-  if (derivatives) SAMPLE(channels, each, apart, apart, 1);
-  else if (channels != 3 || apart != (planar ? RUN : 3)) SAMPLE(channels, each, apart, apart, 0);
-  else if (mixer && each) SAMPLE(3, 1, RUN, 3, 0);
+  if (derivatives && each) SAMPLE(channels, 1, apart, apart, 1);
+  else if (derivatives) SAMPLE(channels, 0, apart, apart, 1);
+  else if (each) SAMPLE(channels, 1, apart, apart, 0);
+  else if (channels != 3 || apart != (planar ? RUN : 3)) SAMPLE(channels, 0, apart, apart, 0);
   else if (mixer) SAMPLE(3, 0, RUN, 3, 0);
   else {
     mixer = NULL;
@@ -543,7 +548,7 @@ CALLED void sample_one(
 INLINE const Mixer *mixers_of(Mixer *room, const Image *image, const Grid *grid, int64_t place) {
   if (!grid->color) return NULL;
   for (int32_t group = 0; group < groups_of(image); group++)
-    room[group] = mixer_of(image, grid, place, group);
+    set_mixer(room + group, image, grid, place, group);
   return room;
 }
 

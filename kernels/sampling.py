@@ -3,7 +3,8 @@
 The definition is `F.grid_sample(image, F.affine_grid(theta, size, align), "bilinear", padding,
 align)`. Two differences, both so that bad numbers cannot pass for good ones: a θ with a NaN or an
 infinity gives NaN (grid_sample gives some pixel under border and reflection), and coordinates are
-bounded before they become integers, so no θ reads outside the image.
+bounded before they become integers, so no θ reads outside the image. And one by the arithmetic: an
+infinite pixel can give NaN where grid_sample gives an infinity.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from fastequi.kernels.constants import constants
 
 MATRIX = 4  # channels at most, of which a colour matrix is read; of more a gain and an offset each
 PADDING_MODES = ("zeros", "border", "reflection")  # 0, 1, 2 in C and in aten
+# normalised coordinate up to which a point lies in the image, as `EDGE` in C: what float32 rounds
+# must not put a border pixel of a flip outside
+LAST_INSIDE = 1 + 2.0**-20
+EDGE = tl.constexpr(LAST_INSIDE)
 
 
 @triton.jit
@@ -105,7 +110,7 @@ def affine_taps(theta_ptr, x, y, H, W, HS, WS, ALIGN: tl.constexpr, PADDING: tl.
     yn = _base(y, H, ALIGN)
     xs = t0 * xn + t1 * yn + t2
     ys = t3 * xn + t4 * yn + t5
-    outside = (tl.abs(xs) > 1.0) | (tl.abs(ys) > 1.0)
+    outside = (tl.abs(xs) > EDGE) | (tl.abs(ys) > EDGE)
     ix, sx = _to_pixels(xs, WS, ALIGN)
     iy, sy = _to_pixels(ys, HS, ALIGN)
     ix, px = padded(ix, WS, PADDING, ALIGN)
@@ -204,13 +209,20 @@ def color_ref(
         if is_gain(color, sampled.shape[2]):
             sampled = sampled * color[..., 0, None, None]
         else:
-            sampled = torch.einsum("bkij,bkjhw->bkihw", color[..., :-1], sampled)
+            sampled = mix(color[..., :-1], sampled)
         sampled = sampled + color[..., -1, None, None]
     if mean is not None and std is not None:
         mean_t = constants(tuple(mean), sampled.device, sampled.dtype)[:, None, None]
         std_t = constants(tuple(std), sampled.device, sampled.dtype)[:, None, None]
         sampled = (sampled - mean_t) / std_t
     return sampled
+
+
+def mix(matrix: Tensor, values: Tensor) -> Tensor:
+    """Σ_j matrix[b, k, i, j] values[b, k, j]: [B, K, C, H, W] both. einsum has no rule for batches
+    of gradients (is_grads_batched)."""
+    shape = values.shape
+    return (matrix @ values.reshape(*shape[:3], shape[3] * shape[4])).reshape(shape)
 
 
 LARGEST = {torch.uint8: 255, torch.uint16: 65535}

@@ -159,7 +159,8 @@ def _compute(
         native_warp.warp(out, image, theta, color, target)
     elif not use_triton(image):
         if use_native(image):
-            say_type("warp", image.dtype, dtype, takes=native_warp.TAKES)
+            given, shape = (image.dtype, dtype), native_warp.said(image)
+            say_type("warp", *given, takes=native_warp.MAKES, shape=shape)
         _eager(out, image, theta, color, target)
     elif warp_packed.reads(image, target):
         warp_packed.warp_packed(out, image, theta, color, target)

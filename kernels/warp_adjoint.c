@@ -62,7 +62,8 @@ CALLED void mix_back(Mixer *back, const WarpAdjoint *op, int64_t place, int32_t 
   for (int32_t c = 0; c < channels_of(&op->image, group); c++) gain[c] = op->grid.gain[4 * group + c];
   back->shift = gain;
   if (!op->grid.color) return;
-  const Mixer mixer = mixer_of(&op->image, &op->grid, place, group);
+  Mixer mixer;
+  set_mixer(&mixer, &op->image, &op->grid, place, group);
   if (!mixes(&op->image)) back->shift = mixer.column[0];
   Four rows = transposed((Four){mixer.column[0], mixer.column[1], mixer.column[2], mixer.column[3]});
   back->column[0] = rows.a, back->column[1] = rows.b, back->column[2] = rows.c, back->column[3] = rows.d;

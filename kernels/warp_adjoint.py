@@ -23,7 +23,7 @@ from fastequi.kernels.autograd import batched, needs_operator
 from fastequi.kernels.backend import use_native
 from fastequi.kernels.constants import constants
 from fastequi.kernels.precision import without_autocast
-from fastequi.kernels.sampling import PADDING_MODES, as_matrices, base_grid, bounded, is_gain
+from fastequi.kernels.sampling import PADDING_MODES, as_matrices, base_grid, bounded, is_gain, mix
 from fastequi.kernels.target import Target
 
 
@@ -79,7 +79,7 @@ def color_adjoint(by_target: Tensor, color: Tensor | None, std: Sequence[float] 
         color = color.to(by_target.dtype)
         if is_gain(color, by_target.shape[2]):
             return by_target * color[..., 0, None, None]
-        by_target = torch.einsum("bkij,bkihw->bkjhw", color[..., :-1], by_target)
+        by_target = mix(color[..., :-1].transpose(-1, -2), by_target)
     return by_target
 
 

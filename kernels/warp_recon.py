@@ -39,7 +39,14 @@ from fastequi.kernels.pixel_loss import (
 )
 from fastequi.kernels.precision import float16_divisor, without_autocast
 from fastequi.kernels.prepared import Again
-from fastequi.kernels.sampling import as_matrices, base_grid, color_ref, sample_ref, to_float
+from fastequi.kernels.sampling import (
+    LAST_INSIDE,
+    as_matrices,
+    base_grid,
+    color_ref,
+    sample_ref,
+    to_float,
+)
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_adjoint import as_prepared, savable, warp_adjoint, with_steps
 from fastequi.kernels.warp_recon_eager import warp_recon_eager
@@ -92,7 +99,8 @@ def compute_warp_recon(
         if use_native(pred) and not in_c:
             given = pred.dtype, image.dtype, theta.dtype
             rows = native_warp.rows_of(pred, patch_size) or "rows with gaps"
-            shape = f"{image.shape[1]} channels, {rows}"
+            rows = "a negative view (resolve_neg())" if pred.is_neg() else rows
+            shape = f"{native_warp.said(image)}, {rows}"
             say_type("the path loss", *given, takes=native_warp.TAKES, shape=shape)
     each, in_parts = sums, reduce and run is not native_warp.warp_recon
     if in_parts:
@@ -142,7 +150,7 @@ def warp_recon_loss_ref(
     keep = torch.ones_like(wanted)
     if target.mask_outside:
         points = theta @ base_grid(target.size, target.align_corners, theta)
-        inside = ~(points.abs() > 1).any(2).unflatten(2, target.size)[:, :, None]
+        inside = ~(points.abs() > LAST_INSIDE).any(2).unflatten(2, target.size)[:, :, None]
         keep = inside.to(compute).expand_as(wanted)
     if target.patch_size:
         wanted, keep = patchify(wanted, target.patch_size), patchify(keep, target.patch_size)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from fastequi.kernels.constants import constants
 from fastequi.kernels.pixel_loss import error_, patchify, unpatchify
-from fastequi.kernels.sampling import PADDING_MODES, base_grid, bounded, color_ref, to_float
+from fastequi.kernels.sampling import (
+    LAST_INSIDE,
+    PADDING_MODES,
+    base_grid,
+    bounded,
+    color_ref,
+    to_float,
+)
 from fastequi.kernels.target import Sums, Target
 from fastequi.kernels.warp_adjoint import color_adjoint
 
@@ -56,7 +63,7 @@ def warp_recon_eager(
         wanted = patchify(wanted, patch_size) if patch_size else wanted
         difference = torch.sub(pred[part], wanted, out=wanted)
         if counted.numel():
-            keep = ~(points.abs() > 1).any(2).unflatten(2, size)[:, :, None]
+            keep = ~(points.abs() > LAST_INSIDE).any(2).unflatten(2, size)[:, :, None]
             counted[part] = keep.sum((2, 3, 4)).to(compute) * source.shape[1]
             left_out = ~keep.expand(-1, -1, source.shape[1], -1, -1)
             difference.masked_fill_(patchify(left_out, patch_size) if patch_size else left_out, 0.0)

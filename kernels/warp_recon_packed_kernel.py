@@ -21,7 +21,7 @@ from fastequi.kernels.backend import tl, triton
 from fastequi.kernels.packed import packed_target, pixel_affine, room, target_constants
 from fastequi.kernels.pixel_loss import pixel_error
 from fastequi.kernels.quads import load_group, store_group, unpacked
-from fastequi.kernels.sampling import padded
+from fastequi.kernels.sampling import EDGE, padded
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def _tile(
         keep = live
         if not INSIDE:
             if MASK_OUTSIDE:
-                unit_x = (WS - 1) * 0.5 if ALIGN else WS * 0.5
-                unit_y = (HS - 1) * 0.5 if ALIGN else HS * 0.5
+                unit_x = EDGE * ((WS - 1) * 0.5 if ALIGN else WS * 0.5)
+                unit_y = EDGE * ((HS - 1) * 0.5 if ALIGN else HS * 0.5)
                 within = tl.abs(x - (WS - 1) * 0.5) <= unit_x
                 within = within & (tl.abs(y - (HS - 1) * 0.5) <= unit_y)
                 keep = within & live

@@ -283,8 +283,12 @@ def test_a_batch_of_gradients_at_once(backend, device):
     )
     sigma, patches = torch.ones(2, 2, device=device), warp_recon.patchify(pred, 4)
     layout = {"layout": "patch", "patch_size": 4, "reduction": "none"}
+    matrix = torch.rand(2, 2, 3, 4, generator=torch.Generator().manual_seed(1)).to(device)
+    gain = matrix[..., :2]
     calls = {
         "warp": lambda x: warp(x, theta),
+        "matrices": lambda x: warp(x, theta, color=matrix),
+        "gains": lambda x: warp_recon_loss(pred, x, theta, color=gain, reduction="none"),
         "blur": lambda x: gaussian_blur(x, sigma),
         "path loss": lambda x: warp_recon_loss(pred, x, theta, reduction="none"),
         "of patches": lambda x: warp_recon_loss(patches, x, theta, **layout),

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastequi.functional import warp, warp_recon_loss
+from fastequi.functional import gaussian_blur, warp, warp_recon_loss
 from fastequi.kernels import backend, native, native_warp, toolchain
 from fastequi.kernels.target import Sums, Target
 from tests.support.native import expect_the_same_bits_of_any_threads, instruction_set
@@ -376,6 +376,26 @@ def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
             call()
         said = [r.getMessage() for r in caplog.records if "runs in PyTorch" in r.getMessage()]
         assert len([line for line in said if line.startswith(f"{name} of")]) == 1, (name, said)
+
+
+@needs_compiler
+def test_what_runs_slower_says_what_is_unusual(caplog):
+    theta, many = torch.eye(2, 3)[None, None], torch.rand(1, 5000, 2, 2)
+    negative = torch.complex(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)).conj().imag
+    backend._say_type.cache_clear()
+    with backend.force("native"), caplog.at_level(logging.WARNING, backend.logger.name):
+        for image in (negative, many):
+            assert torch.isfinite(warp(image, theta)).all()
+            assert torch.isfinite(gaussian_blur(image, 1.0)).all()
+    said = [r.getMessage() for r in caplog.records]
+    for words in ("3 channels, a negative view (resolve_neg())", "5000 channels"):
+        assert len([line for line in said if line.startswith("warp of") and words in line]) == 1
+        assert len([line for line in said if line.startswith("gauss") and words in line]) == 1
+    caplog.clear()
+    column = torch.rand(1, 1, 2000, 1, 1)
+    with backend.force("native"), caplog.at_level(logging.WARNING, backend.logger.name):
+        warp_recon_loss(column, torch.rand(1, 2000, 1, 1), theta)
+    assert not caplog.records  # planar and channels-last at once
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -95,6 +95,19 @@ def test_colour_then_normalisation(backend, device):
         check(*args, color=color.to(device), mean=MEAN, std=STD, patch=patch)
 
 
+@pytest.mark.parametrize("turn", [[[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[0, 1], [-1, 0]]])
+def test_no_border_pixel_of_a_flip_or_a_turn_lies_outside(backend, device, turn):
+    """Aligned corners are sampled at -1 and 1, which float32 rounds."""
+    theta = torch.tensor([[*turn[0], 0.0], [*turn[1], 0.0]], device=device).expand(1, 2, 2, 3)
+    sizes = [(3, 8, 33), (5, 14, 33), (4, 9, 47)] if backend == "triton" else []
+    for height, width, source in sizes or [(3, n, m) for n in range(2, 40) for m in (33, 65, 224)]:
+        image = torch.zeros(1, 3, 5, source, device=device)
+        ones = torch.ones(1, 2, 3, height, width, device=device)
+        options = {"mask_outside": True, "align_corners": True, "padding_mode": "border"}
+        kept = warp_recon_loss(ones, image, theta, loss="l1", reduction="sum", **options)
+        assert kept == ones.numel(), (height, width, source)
+
+
 @pytest.mark.parametrize("loss", ["mse", "smooth_l1"])
 def test_mask_outside_divides_by_what_is_left(backend, device, loss):
     pred, image, theta = case(scale=1.5)

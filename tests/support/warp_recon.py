@@ -36,7 +36,7 @@ def eager(pred, image, theta, *, color=None, loss="mse", patch=0, mean=None, std
             target = (target - mean_t.to(target)) / std_t.to(target)
         keep = torch.ones_like(target)
         if mask_outside:
-            keep = keep * (grid.abs() <= 1).all(-1)[:, None]
+            keep = keep * (grid.abs() <= 1 + 2**-20).all(-1)[:, None]
         if patch:
             target, keep = patchify(target, patch), patchify(keep, patch)
         rows.append((ERRORS[loss](pred[b, k][None], target, reduction="none") * keep).sum())
