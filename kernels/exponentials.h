@@ -15,7 +15,7 @@ enum { SIDE = 4 };
 #define EACH(n) for (int v = 0; v < (n); v++)
 
 /* Vectors x become 2^(x scale) by, of x scale < 128, at most 2 units in the last place off; below -125 from 0 to that, 0
- * below -126, NaN of NaN. The product x scale is not rounded: it is added to at once.
+ * below -126, NaN of NaN. The product x scale is not rounded: it is added to at once, or made of parts.
  *
  * x scale = k / LANES + f, and 2^(k / LANES) is looked up in a register by k's last bits; its exponent is
  * added. 2^f is a minimax polynomial then, the shorter the larger the table. */
@@ -46,11 +46,21 @@ INLINE void exp2_each(vf *x, int n, float scale, float by) {
   EACH(n) x[v] = p[v] * power[v];
 }
 #else
+/* x scale - whole, which is its nearest integer. */
+INLINE vf fraction(vf x, float scale, vf whole) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return x * scale - whole;
+#else /* halves of 12 bits, whose product is exact */
+  const vf high = (vf)((vi)x & ~0xfff), scale_high = (vf)((vi)splat(scale) & ~0xfff);
+  return (high * scale_high - whole) + (high * (scale - scale_high) + (x - high) * scale);
+#endif
+}
+
 INLINE void exp2_each(vf *x, int n, float scale, float by) {
   const float round = 12582912.0f + 126; /* 1.5 2^23: added, it leaves the nearest integer in the last bits */
   for (int v = 0; v < n; v++) {
     vf bounded = larger(splat(-126.0f / scale), x[v]), shifted = bounded * scale + round;
-    vf f = bounded * scale - (shifted - round); /* -0.5 .. 0.5 */
+    vf f = fraction(bounded, scale, shifted - round); /* -0.5 .. 0.5 */
     vf half = (vf)((vi)shifted << 23);       /* 2^(n - 1), or 0 where n is -126 */
     vf p = splat(0x1.41d334p-12f * by);      /* 2 · 2^f: a minimax polynomial */
     p = p * f + 0x1.5f456ap-9f * by;
