@@ -9,6 +9,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks, sigmas
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import blur_recon as _blur_recon
+from fastequi.kernels.precision import widened
 from fastequi.kernels.prepared import Calls
 from fastequi.kernels.target import BlurTarget
 
@@ -42,6 +43,7 @@ def blur_recon_loss(
     Gradients go to `pred` and, with the memory of one float32 prediction more, to `image`; if sigma
     needs one, and for an image's in float64 and under torch.compile, the eager chain runs instead.
     """
+    (pred,) = widened(pred)
     given = sigma if isinstance(sigma, Tensor) else None
     number = None if given is not None else sigma
     options = number, loss, layout, patch_size, mean, std, reduction, max_sigma
@@ -71,9 +73,10 @@ def blur_recon_loss(
         return reduced(total, None, reduction, single)
 
     same = steps[:, 0] if single else steps
-    if key is None or checks.depends_on_values(image, mean):
+    if key is None:
         return run(pred, image, same)
     in_c = _blur_recon.prepared(shaped, image, steps, target, divisor) if reduce else None
     call = in_c or run
-    _CALLS.keep(key, sigmas.with_sigma_checked(call, given, same, max_sigma))
+    looked = sigmas.with_sigma_checked(call, given, same, max_sigma)
+    _CALLS.keep(key, checks.with_range_checked(looked, 1, image, mean))
     return call(pred, image, same)

@@ -6,7 +6,7 @@ No check reads a GPU tensor's values, which would need a host sync, unless FASTE
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -241,9 +241,19 @@ def check_range(image: Tensor) -> None:
         )
 
 
-def depends_on_values(image: Tensor, mean: Floats) -> bool:
-    """Whether :func:`check_image` has to look at such an image every time."""
-    return mean is not None and image.is_floating_point() and can_look(image)
+def with_range_checked(
+    call: Callable[..., Tensor], place: int, image: Tensor, mean: Floats
+) -> Callable[..., Tensor]:
+    """A call that is made again for images like this one, its argument `place`: the values of
+    floating ones are looked at every time, as :func:`check_image` does."""
+    if mean is None or not image.is_floating_point() or not image.numel():
+        return call
+
+    def again(*given: Any) -> Tensor:
+        check_range(given[place])
+        return call(*given)
+
+    return again
 
 
 def check_theta(theta: Tensor, image: Tensor, single: bool = False) -> None:

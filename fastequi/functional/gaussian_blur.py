@@ -64,8 +64,9 @@ def gaussian_blur(
         out = _blur.gaussian_blur(image, sigma[:, None] if single else sigma, target, kind)
         return out[:, 0] if single else out
 
-    if key is None or checks.depends_on_values(image, mean):
+    if key is None:
         return run(image, sigma)
     call = _blur.prepared(image, shaped, target, kind, single) or run
-    _CALLS.keep(key, sigmas.with_sigma_checked(call, given, sigma, max_sigma))
+    looked = sigmas.with_sigma_checked(call, given, sigma, max_sigma)
+    _CALLS.keep(key, checks.with_range_checked(looked, 0, image, mean))
     return call(image, sigma)

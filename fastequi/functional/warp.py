@@ -81,7 +81,8 @@ def warp(
         out = _warp.warp(image, theta, color, target, dtype)
         return out[:, 0] if single else out
 
-    if key is None or checks.depends_on_values(image, mean):
+    if key is None:
         return run(*given)
-    in_c = _warp.prepared(image, theta, color, target, dtype, single)
-    return _CALLS.keep(key, in_c or run)(*given)
+    call = _warp.prepared(image, theta, color, target, dtype, single) or run
+    _CALLS.keep(key, checks.with_range_checked(call, 0, image, mean))
+    return call(*given)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks
 from fastequi.functional.reduction import divisor_of, reduced
 from fastequi.kernels import warp_recon as _warp_recon
+from fastequi.kernels.precision import widened
 from fastequi.kernels.prepared import Calls
 from fastequi.kernels.target import Target
 
@@ -84,6 +85,7 @@ def warp_recon_loss(
         TypeError: an argument of a type or dtype that cannot be.
         ValueError: shapes, names or values that do not fit; names the argument.
     """
+    (pred,) = widened(pred)
     given = pred, image, theta, color
     options = (loss, layout, patch_size, mean, std, padding_mode, align_corners, mask_outside)
     key, again = _CALLS.find(given, (*options, reduction, size))
@@ -116,7 +118,9 @@ def warp_recon_loss(
         )
         return reduced(total, count, reduction, single)
 
-    if key is None or checks.depends_on_values(image, mean):
+    if key is None:
         return run(*given)
     in_c = _warp_recon.prepared(pred, image, theta, color, target, divisor) if reduce else None
-    return _CALLS.keep(key, in_c or run)(*given)
+    call = in_c or run
+    _CALLS.keep(key, checks.with_range_checked(call, 1, image, mean))
+    return call(*given)
