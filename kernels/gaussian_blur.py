@@ -44,9 +44,11 @@ def _compute(
     if use_triton(image):
         launch(out, image, sigma, target, out, False)
         return out
-    if use_native(image) and native_blur.makes(image, dtype, max_sigma):
+    in_c = torch.float32 if dtype == torch.float16 else dtype  # which C does not write
+    if use_native(image) and native_blur.makes(image, in_c, max_sigma):
+        out = out.to(in_c)
         native_blur.blur(out, image, sigma, target)
-        return out
+        return out.to(dtype)
     if use_native(image):
         _say(image, dtype)
     for part in chunks_of(out):

@@ -25,7 +25,10 @@ from fastequi.kernels.target import BlurTarget
 _MOST = 256  # pixels that a blurred pixel may depend on at a side
 _FLOATS = (torch.float32, torch.bfloat16)
 TAKES = f"{native_warp.TAKES}, max_sigma up to {_MOST // 4}"
-MAKES = f"results in float32 or bfloat16, of 1 to {CHANNELS} channels, max_sigma up to {_MOST // 4}"
+MAKES = (
+    f"results in float16, float32 or bfloat16, of 1 to {CHANNELS} channels, max_sigma up to "
+    f"{_MOST // 4}"
+)
 
 
 class BlurStruct(Structure):

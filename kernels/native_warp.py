@@ -71,7 +71,7 @@ TAKES = (
     f"predictions in float32 or bfloat16, of 1 to {CHANNELS} channels ({_SIDE_BY_SIDE} side by "
     "side), rows without gaps"
 )
-MAKES = f"results in uint8, float32 or bfloat16, of 1 to {CHANNELS} channels"
+MAKES = f"results in uint8, float16, float32 or bfloat16, of 1 to {CHANNELS} channels"
 
 
 def said(image: Tensor) -> str:

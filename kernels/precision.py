@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fastequi.kernels.backend import transformed
+from fastequi.kernels.backend import transformed, use_native
 
 _FLOAT16_DIVISOR = 4  # |pred| and |target| up to 65504 each: 2 · 131008 / 4 = 65504
 _TOP = 14  # gradients up to 2^15, half of what float16 holds
@@ -134,6 +134,17 @@ class _Apart(torch.autograd.Function):
                 )
             )
         return (None, None, *(next(found) if need else None for need in needed))
+
+
+def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Those of float16 in float32 where a kernel in C follows, which reads no float16, and whose
+    gradient is rounded only after a loss scale has arrived; the others as they are."""
+    return tuple(tensor.float() if is_widened(tensor) else tensor for tensor in tensors)
+
+
+def is_widened(tensor: Any) -> bool:
+    """Whether :func:`widened` changes it."""
+    return getattr(tensor, "dtype", None) is torch.float16 and use_native(tensor)
 
 
 def float16_divisor(dtype: torch.dtype, divisor: int) -> int:

@@ -250,8 +250,47 @@ def compute_sinkhorn(
     """Of all iterations: (row, column)."""
     if _in_c(x) and native_sinkhorn.takes(x):
         return native_sinkhorn.sinkhorn(x, temp, iterations, weight)
+    if x.device.type == "cpu" and x.numel() and not use_triton(x):
+        found = _by_products(x, temp, iterations, weight)
+        if found is not None:
+            return found
     columns, rows = partial(compute_column_lse, x, temp), partial(compute_row_lse, x, temp)
     return balanced(columns, rows, _zeros(x), iterations, weight=weight)
+
+
+_LEAST = 1e-290  # of a sum in float64: what was lost to underflow is no part of it
+
+
+def _by_products(
+    x: Tensor, temp: float, iterations: int, weight: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """:func:`balanced` in PyTorch, each power made once: the sums are products of the powers with a
+    vector. In float64, whose powers reach far enough down for most logits; None where a sum is too
+    small all the same, or a logit is not finite."""
+    counts = None if weight is None else weight != 0
+    rows = x if counts is None or bool(counts.all()) else x[counts]
+    if not len(rows):
+        return None
+    wide = rows.double() / temp
+    top = wide.amax(1)
+    powers = wide.sub_(top[:, None]).exp_()
+    row, column = torch.zeros_like(top), top.new_empty(0)  # both over temp
+    for _ in range(iterations):
+        column = _log_products(powers.mT, top - row)
+        row = top + _log_products(powers, -column)
+    if not (row.isfinite().all() and column.isfinite().all()):
+        return None
+    if counts is not None and rows is not x:
+        row = row.new_full((len(x),), torch.inf).masked_scatter_(counts, row)
+    number = torch.promote_types(x.dtype, torch.float32)
+    return (row * temp).to(number), (column * temp).to(number)
+
+
+def _log_products(powers: Tensor, logarithms: Tensor) -> Tensor:
+    """log(powers @ exp(logarithms)); NaN where a sum is hardly there."""
+    high = logarithms.max()
+    sums = powers @ (logarithms - high).exp()
+    return torch.where(sums > _LEAST, sums.log() + high, torch.nan)
 
 
 def _zeros(x: Tensor) -> Tensor:

@@ -155,7 +155,11 @@ def _compute(
     if out.numel() == 0:
         return out
     color = as_matrices(color, channels)
-    if use_native(image) and native_warp.samples(image) and dtype in native.DTYPES:
+    in_c = use_native(image) and native_warp.samples(image)
+    if in_c and dtype == torch.float16:  # which C does not write
+        native_warp.warp(wide := out.float(), image, theta, color, target)
+        return wide.to(dtype)
+    if in_c and dtype in native.DTYPES:
         native_warp.warp(out, image, theta, color, target)
     elif not use_triton(image):
         if use_native(image):

@@ -348,12 +348,13 @@ def test_bfloat16_is_rounded_to_even():
 def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
     from fastequi import functional as f
 
-    half = {"dtype": torch.float16}
-    x, rows = torch.randn(6, 40, **half), torch.randn(2, 1, 4, 8, **half)
-    image, theta = torch.rand(1, 3, 8, 8, **half), torch.eye(2, 3)[None, None]
+    wide = {"dtype": torch.float64}
+    x, rows = torch.randn(6, 40, **wide), torch.randn(2, 1, 4, 8, **wide)
+    image, theta = torch.rand(1, 3, 8, 8, **wide), torch.eye(2, 3)[None, None]
+    many = torch.rand(1, 5000, 2, 2)
     boxes = torch.tensor([0.0, 0, 2, 2]).expand(1, 1, 4)
     calls = {
-        "warp": lambda: f.warp(image, theta),
+        "warp": lambda: f.warp(many, theta),
         "the path loss": lambda: f.warp_recon_loss(image[:, None], image, theta),
         "gaussian_blur": lambda: f.gaussian_blur(image, 1.0),
         "blur_recon_loss": lambda: f.blur_recon_loss(image[:, None], image, torch.ones(1, 1)),
@@ -376,6 +377,56 @@ def test_what_runs_slower_in_pytorch_is_said_once_for_every_op(caplog):
             call()
         said = [r.getMessage() for r in caplog.records if "runs in PyTorch" in r.getMessage()]
         assert len([line for line in said if line.startswith(f"{name} of")]) == 1, (name, said)
+
+
+@needs_compiler
+def test_float16_runs_in_c_as_float32(caplog):
+    from fastequi import functional as f
+
+    g = torch.Generator().manual_seed(0)
+    rows, views = torch.randn(9, 40, generator=g), torch.randn(2, 3, 40, generator=g)
+    maps, image = torch.randn(2, 1, 2, 2, 8, generator=g), torch.rand(1, 3, 8, 8, generator=g)
+    weight, boxes = (torch.arange(9) % 3).float() / 9, torch.tensor([0.0, 0, 2, 2]).expand(1, 1, 4)
+    theta, turns = 0.9 * torch.eye(2, 3)[None, None], torch.zeros(1, 1, dtype=torch.int)
+    calls = {
+        "warp": (image, lambda x: f.warp(x, theta).float().square().sum()),
+        "warp_recon_loss": (image[:, None], lambda x: f.warp_recon_loss(x, image, theta)),
+        "gaussian_blur": (image, lambda x: f.gaussian_blur(x, 1.0).float().square().sum()),
+        "blur_recon_loss": (image[:, None], lambda x: f.blur_recon_loss(x, image, 1.0)),
+        "nt_xent_loss": (rows, lambda x: f.nt_xent_loss(x, x.flip(0))),
+        "koleo_loss": (rows, f.koleo_loss),
+        "vicreg_loss": (rows, lambda x: f.vicreg_loss(x, x.flip(0))),
+        "gram_loss": (views, lambda x: f.gram_loss(x, x.detach().flip(0))),
+        "correspondence": (views, lambda x: f.correspondence_loss(x, x.detach().flip(0), top=2)),
+        "dino_loss": (views, lambda x: f.dino_loss(x, x.detach().flip(0))),
+        "ibot_loss": (rows, lambda x: f.ibot_loss(x, x.detach(), weight=weight)),
+        "sinkhorn": (rows, lambda x: f.ibot_loss(x, x.detach(), targets="sinkhorn")),
+        "of some": (
+            rows,
+            lambda x: f.ibot_loss(x, x.detach().flip(0), weight=weight, targets="sinkhorn"),
+        ),
+        "crop_align_loss": (
+            maps,
+            lambda x: f.crop_align_loss(
+                x, x.detach().flip(0), boxes, boxes, turns, bins=2, pairs=[(0, 0)]
+            ),
+        ),
+    }
+    backend._say_type.cache_clear()
+    for name, (values, call) in calls.items():
+        half = values.half().requires_grad_()
+        full = half.detach().float().requires_grad_()
+        with backend.force("native"), caplog.at_level(logging.WARNING, backend.logger.name):
+            for _ in range(2):  # the second call is a prepared one
+                half.grad = full.grad = None
+                loss, wanted = call(half), call(full)
+                (256 * loss).backward()  # a loss scale
+                (256 * wanted).backward()
+                torch.testing.assert_close(loss, wanted, rtol=3e-3, atol=1e-5, msg=name)
+                assert half.grad.dtype == torch.float16
+                apart = (half.grad.float() - full.grad).norm() / full.grad.norm()
+                assert apart < 3e-3, (name, apart)
+    assert not caplog.records
 
 
 @needs_compiler

@@ -79,11 +79,12 @@ def test_the_kernels_run_and_are_not_the_pytorch_path(monkeypatch):
         raise AssertionError("the PyTorch path ran")
 
     monkeypatch.setattr("fastequi.kernels.sinkhorn.log_sum_exp", never)
+    monkeypatch.setattr("fastequi.kernels.sinkhorn._by_products", never)
     x = torch.randn(4, 30)
     with backend.force("native"):
         sinkhorn(x, 0.1, 3)
         with pytest.raises(AssertionError, match="the PyTorch path ran"):
-            sinkhorn(x.half(), 0.1, 3)  # a type that the kernels do not know
+            sinkhorn(x.double(), 0.1, 3)  # a type that the kernels do not know
 
 
 class BalanceStruct(ctypes.Structure):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastequi.kernels import backend as backends
-from fastequi.kernels.sinkhorn import column_lse, row_lse, sinkhorn
+from fastequi.kernels import sinkhorn as kernel
+from fastequi.kernels.sinkhorn import balanced, column_lse, row_lse, sinkhorn
 from tests.support.dino import logits, official_sinkhorn
 
 
@@ -47,3 +48,32 @@ def test_prototypes_masked_by_a_number_are_balanced_too(backend, device):
     assert share[:7].min() > 0.05
     assert share[7:].min() > 0.9
     assert share.max() < 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("spread", "known"), [(1.0, True), (5.0, True), (300.0, False)])
+@pytest.mark.parametrize("some", [False, True])
+def test_products_of_powers_are_the_log_sums(dtype, spread, known, some):
+    """In PyTorch on a CPU, rows left out too, whatever their values; and where powers end."""
+    x = logits((20, 90), spread).to(dtype)
+    weight = (torch.arange(20) % 3).float() if some else None
+    if some:
+        x[3] = torch.nan
+    wide = x.double()
+    with backends.force("torch"):
+        found = kernel._by_products(x, 0.06, 3, weight)
+        assert (found is not None) == known
+        row, column = sinkhorn(x, 0.06, 3, weight=weight)
+        expected = balanced(
+            lambda row: column_lse(wide, 0.06, row),
+            lambda column: row_lse(wide, 0.06, column),
+            torch.zeros(20).double(),
+            3,
+            weight=weight,
+        )
+    assert row.dtype == column.dtype == dtype
+    near = {"rtol": 0, "atol": 1e-11}
+    if dtype == torch.float32:
+        near = {"rtol": 1e-5, "atol": 1e-6 if known else 1e-3}
+    torch.testing.assert_close(row.double(), expected[0], **near)
+    torch.testing.assert_close(column.double(), expected[1], **near)

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, as_option, flat, view_pairs
 from fastequi.kernels import correspondence_features as _features
-from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.precision import autocast_off, widened
 from fastequi.kernels.prepared import Calls
 
 _CALLS = Calls()
@@ -44,6 +44,7 @@ def correspondence_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    student, teacher = widened(student, teacher)
     key, again = _CALLS.find((student, teacher), (top, as_option(pairs)))
     if again is not None:
         return again(student, teacher)

@@ -7,6 +7,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks
 from fastequi.functional.view_pairs import Pairs, as_option, flat, view_pairs
 from fastequi.kernels import crop_align as _crop_align
+from fastequi.kernels.precision import widened
 from fastequi.kernels.prepared import Calls
 
 _CALLS = Calls()
@@ -51,6 +52,7 @@ def crop_align_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    student, teacher = widened(student, teacher)
     given = student, teacher, student_boxes, teacher_boxes, turns
     key, again = _CALLS.find(given, (bins, scale, as_option(pairs)))
     if again is not None:

@@ -19,7 +19,7 @@ from fastequi.kernels import dino as _dino
 from fastequi.kernels import linear_dino as _linear
 from fastequi.kernels import sinkhorn as _sinkhorn
 from fastequi.kernels.constants import kept
-from fastequi.kernels.precision import linear_dtype
+from fastequi.kernels.precision import is_widened, linear_dtype, widened
 from fastequi.kernels.prepared import Again, Calls
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def dino_loss(
     group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
+    if prototypes is None:
+        student, teacher = widened(student, teacher)
     key, again = _DINO.find((student, teacher, center, *layers), settings)
     if again is not None:
         return again(student, teacher, center, None, *layers)
@@ -145,12 +147,18 @@ def ibot_loss(
     group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
+    if prototypes is None and weight is None:
+        student, teacher = widened(student, teacher)
     key, again = _IBOT.find((student, teacher, center, weight, *layers), settings)
     if again is not None:
         return again(student, teacher, center, weight, *layers)
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
+    if weight is not None and prototypes is None and is_widened(student):
+        counts, given = weight.flatten() != 0, (student.flatten(0, -2), teacher.flatten(0, -2))
+        some = widened(*(rows[counts] for rows in given))
+        return ibot_loss(*some, weight=weight.flatten()[counts], **options._asdict())
     each = _each(student, weight)
     pairs = _dino.own_pairs(each.shape[0], student.device)
     if (

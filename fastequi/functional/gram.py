@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastequi.functional import arguments, checks
 from fastequi.kernels import gram as _gram
+from fastequi.kernels.precision import widened
 from fastequi.kernels.prepared import Calls
 
 _CALLS = Calls()
@@ -52,6 +53,7 @@ def gram_loss(
     Raises:
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
+    student, teacher = widened(student, teacher)
     key, again = _CALLS.find((student, teacher), (across_images, clamp, reduction, eps))
     if again is not None:
         return again(student, teacher)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks, distributed
 from fastequi.functional.distributed import Group
 from fastequi.kernels import koleo as _koleo
-from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.precision import autocast_off, widened
 from fastequi.kernels.prepared import Calls
 
 _CALLS = Calls()
@@ -40,6 +40,7 @@ def koleo_loss(
         ValueError: fewer than two rows in all, of which none has a neighbour.
     """
     group = distributed.current(group)
+    (z,) = widened(z)
     key, again = _CALLS.find((z,), (eps, group, sizes))
     if again is not None:
         return again(z)

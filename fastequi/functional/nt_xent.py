@@ -11,6 +11,7 @@ from torch import Tensor
 from fastequi.functional import arguments, checks, distributed
 from fastequi.functional.distributed import Group
 from fastequi.kernels import nt_xent as _nt_xent
+from fastequi.kernels.precision import widened
 from fastequi.kernels.prepared import Calls
 
 _LEAST = 1e-6  # of temperatures
@@ -47,6 +48,7 @@ def nt_xent_loss(
         TypeError, ValueError: arguments that do not fit; names the argument.
     """
     group = distributed.current(group)
+    z1, z2 = widened(z1, z2)
     key, again = _CALLS.find((z1, z2), (temperature, group, sizes))
     if again is not None:
         return again(z1, z2)

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from fastequi.functional import arguments, checks, distributed
 from fastequi.functional.distributed import Group
 from fastequi.kernels import vicreg as _vicreg
-from fastequi.kernels.precision import autocast_off
+from fastequi.kernels.precision import autocast_off, widened
 from fastequi.kernels.prepared import Calls
 
 _CALLS = Calls()
@@ -48,6 +48,7 @@ def vicreg_loss(
     """
     group = distributed.current(group)
     options = inv_weight, var_weight, cov_weight, group, sizes
+    z1, z2 = widened(z1, z2)
     key, again = _CALLS.find((z1, z2), options)
     if again is not None:
         return again(z1, z2)
