@@ -172,6 +172,29 @@ def test_goals_by_floors_are_the_measured_ones():
     assert f"reaches {dino:.0f} % and Sinkhorn-Knopp {sinkhorn:.0f} % (the goal is 50 %" in words
 
 
+def test_small_sets_below_their_goals_are_the_measured_ones():
+    def ratio(suffix, case, peer, **params):
+        of = [
+            row
+            for row in measured(f"small_cpu{suffix}.json")["rows"]
+            if row["case"] == f"{case}_cpu" and params.items() <= row["params"].items()
+        ]
+        return next(r["p50"] for r in of if r["provider"] == peer) / next(
+            r["p50"] for r in of if r["provider"] == "ours"
+        )
+
+    words = " ".join(TABLES.split())
+    for case, said in (
+        ("blur_recon", "one image is {:.1f}x eager with AVX2 and {:.1f}x with AVX-512 (goal 4x)"),
+        ("crop_align", "`crop_align_cpu` of one image {:.1f}x and {:.1f}x (6x)"),
+        ("correspondence", "`correspondence_cpu` of one image {:.1f}x and {:.1f}x (1.2x)"),
+    ):
+        each = (ratio(suffix, case, "eager", B=1) for suffix in ("_avx2", ""))
+        assert said.format(*each) in words, case
+    of_compile = ratio("_avx2", "linear_dino", "compile", N=8192)
+    assert f"`linear_dino_cpu` at its headline {of_compile:.2f} of compile" in words
+
+
 def test_what_a_url_costs_is_the_measured_one():
     from bench import remote_loading
 
