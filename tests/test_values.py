@@ -169,7 +169,7 @@ def test_dicom_files_of_pydicom():
         elif "palette" not in name:
             np.testing.assert_array_equal(values, stored.pixel_array)
     several = header(get_testdata_file("rtdose.dcm", download=False))
-    assert several == "15 frames in a DICOM file, expected one; --pages images of a scan"
+    assert several.startswith("15 frames in a DICOM file, expected one; fastequi data scan PLACE")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ OF_OTHERS = frozenset((TIFF_PAGE, DICOM_FRAME, FILLED_TIFF))
 
 
 def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
-    """A doubt about arrays with more channels than the smallest side has pixels; "" without one.
+    """A doubt about files with more channels than the smallest side has pixels; "" without one.
+    It is of arrays, and of TIFF that were written of them.
 
     Args:
         kind: of some.
@@ -84,8 +85,12 @@ def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
     """
     each = [form.split(", ") for form in formats]
     marks = [one for one in each if ARRAYS.intersection(one) and not OF_OTHERS.intersection(one)]
-    if kind.channels <= side or not marks:
+    if kind.channels <= side:
         return ""
+    if not marks:
+        many = f"more channels ({kind.channels}) than the {side} pixels of a side"
+        written = f"{many}: were arrays [C, H, W] written to TIFF as if they were [H, W, C]?"
+        return written if any("TIFF" in form for one in each for form in one) else ""
     planes = all(PLANES in one for one in marks)
     read, other, axes = "[H, W, C]", "[C, H, W]", "chw"
     if planes:
