@@ -27,6 +27,7 @@ SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
 _GREY_ALPHA = 4
 _COLOUR_TYPES = {0: 1, 2: 3, 3: 3, _GREY_ALPHA: 2, 6: 4}  # of PNG
 _SLICES, _COMPLEX = 32997, (5, 6)  # a tag of TIFF; sample formats
+_TYPES = {2: "int", 3: "float"}  # by sample format
 _PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
 
 
@@ -179,6 +180,12 @@ def of_tags(tags: Any) -> Kind | None:
     if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples >= 3:
         return RGB8 if depth == "uint8" else None  # which Pillow converts, to 8 bits
     return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
+
+
+def type_of_tags(tags: Any) -> str:
+    """The name of the type of a TIFF's values, as NumPy's."""
+    bits, form = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    return f"{_TYPES.get(form, 'uint')}{bits}"
 
 
 def tally(codes: NDArray[np.uint16] | None) -> dict[int, int]:
