@@ -237,10 +237,10 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         return _tiff(file, count, pages_are_channels)
     with _opened(file) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
-        kind, form = kinds.of_opened(opened), opened.format or ""
+        found, form = kinds.of_opened(opened), opened.format or ""
     if orientation_of(exif) in (5, 6, 7, 8):
         height, width = width, height
-    return Header(count, height, width, form, kinds.DEEPER if kind is None else kind.code)
+    return Header(count, height, width, form, kinds.DEEPER if found is None else found.code)
 
 
 def _opened(file: BinaryIO) -> Image.Image:
