@@ -6,6 +6,8 @@ A path draws one parameter vector per image and gives the transformation at any 
 
 A point of a path is a :class:`Transform`: an output-to-input matrix in `F.affine_grid`'s
 convention, a colour matrix, a blur sigma, or None where the path leaves that alone.
+
+How to add a path is said in fastequi/evaluate/README.md.
 """
 
 from __future__ import annotations
