@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         VICRegLoss,
         WarpReconLoss,
     )
-    from fastequi.paths import SE2, Blur, Color, Gain, Rotation, Translation
+    from fastequi.paths import SE2, Blur, Color, Gain, Rotation, Transform, Translation
 
 __version__ = "0.1.0"
 
@@ -83,6 +83,7 @@ _HOME = {
     "Color": "fastequi.paths",
     "Gain": "fastequi.paths",
     "Blur": "fastequi.paths",
+    "Transform": "fastequi.paths",
 }
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "LinearWarpReconLoss",
     "NTXentLoss",
     "Rotation",
+    "Transform",
     "Translation",
     "VICRegLoss",
     "WarpReconLoss",

@@ -5,6 +5,7 @@ After a crash the file has its old or its new content, never a part.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,8 @@ def save_tensors(
 ) -> None:
     """Writes a safetensors file with the usual permissions; its own writer makes it private.
 
+    The same tensors and texts make the same bytes.
+
     Raises:
         OSError: it cannot be written, for lack of room among others.
     """
@@ -64,4 +67,21 @@ def save_tensors(
         save_file(dict(tensors), path, about)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+    order_metadata(path)
     path.chmod(mode)
+
+
+def order_metadata(path: Path) -> None:
+    """Sorts the metadata in a safetensors file's header, which its writer leaves in random order.
+
+    The header keeps its length, so that the tensors stay where they are.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(length))

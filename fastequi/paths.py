@@ -6,6 +6,8 @@ A path draws one parameter vector per image and gives the transformation at any 
 
 A point of a path is a :class:`Transform`: an output-to-input matrix in `F.affine_grid`'s
 convention, a colour matrix, a blur sigma, or None where the path leaves that alone.
+
+How to add a path is said in fastequi/evaluate/README.md.
 """
 
 from __future__ import annotations
@@ -142,6 +144,8 @@ class Path(Protocol):
     def sample(self, draws: Draws | int, size: int) -> Tensor:
         """[B, P] parameters of B images, float32, on the CPU, uniform within the ranges.
 
+        The columns are :attr:`names`, in the units that the class says.
+
         Args:
             draws: the counter-based numbers of a run's samples; or B, to draw them by PyTorch's
                 default generator.
@@ -166,6 +170,11 @@ class Path(Protocol):
                 without the axis.
             size: the view's (height, width) in pixels, or one number for both.
             zoom: as in :func:`se2_matrix`.
+
+        Returns:
+            A :class:`Transform`: theta [B, T, 2, 3]; color [B, T, 3, 4] or [B, T, C, 2] and sigma
+            [B, T] of paths that change these, else None. Of a path that does not move the image
+            theta is the identity times `zoom`.
 
         Raises:
             TypeError, ValueError: arguments that do not fit; names the argument.
@@ -265,6 +274,8 @@ class SE2(Path):
         theta = SE2().at(params, 1.0, 224).theta[:, 0]        # [8, 2, 3]
         warp(images, theta), warp(features, theta)            # 224 px, and maps of any resolution
 
+    Its parameters are [B, 3]: "angle" in degrees, "tx" and "ty" in pixels of the view.
+
     Args:
         degrees: half-range of the angle.
         pixels: half-range of each shift, in pixels of a 224 px view; scaled with the view.
@@ -290,7 +301,13 @@ class SE2(Path):
 
 @dataclass(frozen=True)
 class Rotation(Path):
-    """Rotation about the centre, counter-clockwise; `degrees` is the half-range."""
+    """Rotation about the centre, counter-clockwise.
+
+    Its parameter is [B, 1]: "angle" in degrees.
+
+    Args:
+        degrees: half-range of the angle.
+    """
 
     degrees: float = 45.0
     names = ("angle",)
@@ -310,7 +327,13 @@ class Rotation(Path):
 
 @dataclass(frozen=True)
 class Translation(Path):
-    """Shift of the content (right, down); half-range in pixels of a 224 px view."""
+    """Shift of the content right and down.
+
+    Its parameters are [B, 2]: "tx" and "ty" in pixels of the view.
+
+    Args:
+        pixels: half-range of each shift, in pixels of a 224 px view; scaled with the view.
+    """
 
     pixels: float = 10.0
     names = ("tx", "ty")
@@ -330,7 +353,15 @@ class Translation(Path):
 
 @dataclass(frozen=True)
 class Color(Path):
-    """Brightness, contrast, saturation (factors 1 ± range) and hue (± range, 1 is 360°)."""
+    """Brightness, contrast, saturation and hue of RGB, by :func:`color_matrix`.
+
+    Its parameters are [B, 4]: "brightness", "contrast" and "saturation" are how far each factor is
+    from 1, "hue" is a share of 360°; 0 is the identity. A point's color is [B, T, 3, 4].
+
+    Args:
+        brightness, contrast, saturation: half-range of each factor around 1.
+        hue: half-range, as a share of 360°.
+    """
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -356,7 +387,8 @@ class Gain(Path):
     """Gain (factor 1 ± range) and offset (± range) of every channel, drawn independently.
 
     For images whose channels are not RGB, in the place of :class:`Color`; values are in 0..1. Its
-    parameters are [B, 2C]: how far each gain is from 1, then the offsets; 0 is the identity::
+    parameters are [B, 2C]: "gain0", ... are how far each gain is from 1, then "offset0", ... are
+    what is added; 0 is the identity. A point's color is [B, T, C, 2]::
 
         image = torch.rand(1, 2, 64, 64)
         params = torch.tensor([[0.2, -0.1, 0.05, 0.0]])       # two channels: 1.2 x + 0.05, 0.9 x
@@ -395,7 +427,15 @@ class Gain(Path):
 
 @dataclass(frozen=True)
 class Blur(Path):
-    """Gaussian blur, sigma in pixels of the view; the path is σ_k = kσ/(K+1) (our choice)."""
+    """Gaussian blur; the path is σ_k = kσ/(K+1) (our choice).
+
+    Its parameter is [B, 1]: "sigma" in pixels of the view, whatever its size, drawn from `low` to
+    `high`; 0 is the identity. A point's sigma is [B, T].
+
+    Args:
+        low: the smallest sigma that is drawn, in pixels.
+        high: the largest.
+    """
 
     low: float = 0.1
     high: float = 2.0

@@ -1,6 +1,7 @@
 """`eval all`: what runs, what refuses, and the page of figures."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from fastequi.cli import evaluations
 from fastequi.cli.all_evaluations import _OPTION, every
 from fastequi.cli.main import main
 from fastequi.evaluate.geometry.kinds import DATA, KINDS
+from fastequi.evaluate.results import KINDS as WRITTEN
 from fastequi.evaluate.results import read
 from tests.support.configs import run_folder, small_demo
 from tests.support.made_up import knn, of_geometry
@@ -41,6 +43,14 @@ def test_every_evaluation_says_what_data_it_takes():
     assert DATA.keys() == KINDS.keys()
     assert evaluations.DATA.keys() == evaluations.KINDS.keys() - {"all"}
     assert set(evaluations.DATA.values()) <= _OPTION.keys()
+
+
+def test_every_evaluation_is_a_command_and_in_the_readme():
+    readme = (Path(__file__).parents[1] / "fastequi" / "evaluate" / "README.md").read_text()
+    assert set(WRITTEN) == evaluations.KINDS.keys()
+    for kind in evaluations.KINDS:
+        assert f"`fastequi eval {kind} " in readme
+        assert kind == "all" or callable(getattr(evaluations, kind, None)), kind
 
 
 def test_what_the_data_allows_runs_and_a_refusal_is_no_end(run, tmp_path, monkeypatch, capsys):

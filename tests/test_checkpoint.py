@@ -1,13 +1,26 @@
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
+from fastequi.atomic import save_tensors
 from fastequi.optim import WeightEMA, adamw
 from fastequi.runtime import checkpoint, manifest
+from fastequi.runtime.processes import Processes
+
+ABOUT = {"format": "pt", **{f"key {i}": f'{{"ß": "\n{i}"}}' for i in range(6)}}
+SAVE = """
+import sys, pathlib, torch
+from fastequi.atomic import save_tensors
+from tests.test_checkpoint import ABOUT
+save_tensors(pathlib.Path(sys.argv[1]), {"w": torch.arange(5.0), "b": torch.ones(3)}, ABOUT)
+"""
 
 
 def trained(seed=0):
@@ -163,6 +176,32 @@ def test_the_manifest_tells_versions_and_settings(tmp_path):
         "bytes": file.stat().st_size,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
+
+
+def test_the_same_tensors_and_texts_are_the_same_bytes(tmp_path):
+    for i in range(3):
+        named = tmp_path / f"{i}.safetensors"
+        save_tensors(named, {"b": torch.ones(3), "w": torch.arange(5.0)}, dict(ABOUT))
+    subprocess.run([sys.executable, "-c", SAVE, tmp_path / "other.safetensors"], check=True)
+    digests = {manifest.sha256(file) for file in tmp_path.iterdir()}
+    assert len(digests) == 1
+    with safe_open(tmp_path / "other.safetensors", "pt") as file:
+        assert file.metadata() == ABOUT
+        assert torch.equal(file.get_tensor("w"), torch.arange(5.0))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_same_shards_are_the_same_bytes(tmp_path):
+    tensors = {"model": {"w": torch.arange(5.0)}, "optimizer": {"m": torch.ones(3)}}
+    for step in range(1, 7):
+        checkpoint.write_parts(
+            tmp_path, checkpoint.Snapshot(step, tensors, {}, ""), Processes(), keep=6
+        )
+    folders = list(tmp_path.glob("step_*"))
+    for name in tensors:
+        parts = [file for folder in folders for file in (folder / name).glob("*.safetensors")]
+        assert len(parts) == 6
+        assert len({manifest.sha256(file) for file in parts}) == 1
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import fields, replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -303,7 +304,7 @@ def test_unknown_fields_in_json_are_named():
         Config.from_json('{"optim": {"learning_rate": 1}}')
 
 
-@pytest.mark.parametrize("family", ["se2", "rotation", "translation", "color", "blur"])
+@pytest.mark.parametrize("family", get_args(get_type_hints(PathConfig)["family"]))
 def test_every_family_builds_its_path(family):
     assert type(PathConfig(family).build()).__name__.lower() == family
 

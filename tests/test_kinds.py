@@ -120,7 +120,10 @@ def test_dicom_headers():
         assert (found.height, found.width, found.format) == (20, 26, "DICOM")
         assert Kind.of(found.kind) == expected
     several = header(np.frombuffer(science.dicom(grey, NumberOfFrames=4), np.uint8))
-    assert several == "4 frames in a DICOM file, expected one; --pages images of a scan"
+    assert several == (
+        "4 frames in a DICOM file, expected one; fastequi data scan PLACE --pages images, or "
+        "page=N of read_image, takes them"
+    )
 
 
 def test_kinds_are_numbers():
@@ -226,9 +229,50 @@ def test_an_rgb_run_says_what_it_loses(tmp_path, caplog):
     contents |= {"c.png": CASES["alpha.png"][0], "d.png": CASES["rgb.png"][0]}
     with caplog.at_level(logging.WARNING):
         assert len(open_source(science.write(tmp_path / "set", contents))) == 5
-    assert "3 images of 1 channel of uint16 are made 8-bit RGB; --data.channels all" in caplog.text
-    assert "1 images of 4 channels of uint8 are made 8-bit RGB" in caplog.text
+    assert "3 images of 1 channel of uint16 are made 8-bit RGB\n" in caplog.text
+    said = "1 image of 4 channels of uint8 is made 8-bit RGB, without the fourth channel\n"
+    assert said in caplog.text
     assert "of 3 channels (RGB)" not in caplog.text
+    assert "--data.channels" not in caplog.text  # no run keeps the channels of all of them
+
+
+@pytest.mark.parametrize(
+    ("channels", "kept", "said"),
+    [
+        (1, [0, 0, 0], ""),
+        (2, [0, 0, 0], ", without the second channel"),
+        (4, [0, 1, 2], ", without the fourth channel"),
+    ],
+)
+def test_an_rgb_run_says_which_channels_it_drops(channels, kept, said, tmp_path, caplog):
+    array = values(channels, "uint16")
+    folder = science.write(tmp_path / "set", {"0.npy": science.npy(array)})
+    with caplog.at_level(logging.WARNING):
+        open_source(folder)
+    assert f"is made 8-bit RGB{said}; --data.channels all keeps them as they are" in caplog.text
+    made = science.given(science.npy(array), None)
+    np.testing.assert_allclose(made, array[..., kept] / 257, atol=0.51)
+
+
+@pytest.mark.parametrize("form", ["npy", "tif"])
+def test_an_rgb_run_of_planes_says_how_they_are_read(form, tmp_path, caplog):
+    """Of arrays [C, H, W], taken for [H, W, C], no channels are kept."""
+    write = {"npy": science.npy, "tif": science.plain_tiff}[form]
+    array = np.ascontiguousarray(np.moveaxis(values(5, "uint16"), -1, 0))
+    folder = science.write(tmp_path / "set", {f"{i}.{form}": write(array) for i in range(3)})
+    with pytest.raises(ValueError, match="no RGB is made; more channels") as told:
+        open_source(folder)
+    assert "--data.channels" not in str(told.value)
+    hint = {"npy": "fastequi data scan PLACE --axes chw", "tif": "were arrays [C, H, W] written"}
+    assert hint[form] in str(told.value)
+    open_source(folder, wanted=Wanted("all"))
+    assert hint[form] in caplog.text
+
+
+def test_an_rgb_run_of_floats_says_which_become_0_and_1(tmp_path):
+    folder = science.write(tmp_path / "set", {"0.npy": science.npy(values(3, "float32"))})
+    with pytest.raises(ValueError, match=r"--data\.channels all .* --data\.value-range says which"):
+        open_source(folder)
 
 
 @pytest.mark.parametrize(("least", "most", "said"), [(375, 620, "become 2 of 256 greys"),

@@ -168,6 +168,22 @@ def test_help_says_what_the_methods_of_a_path_do():
             assert len(inspect.getdoc(getattr(path, name)) or "") > 40, (path, name)
 
 
+@pytest.mark.parametrize("path", FAMILIES, ids=lambda p: type(p).__name__)
+def test_help_names_the_parameters_and_what_a_point_has(path):
+    said = inspect.getdoc(type(path))
+    columns = "2C" if isinstance(path, Gain) else str(len(path.names))
+    assert f"[B, {columns}]" in said
+    assert all(f'"{name}"' in said for name in path.names if name[-1] not in "1234")
+    point = path.at(path.sample(3, 64), 0.5, 64)
+    assert type(point) is fastequi.Transform
+    assert tuple(point.theta.shape) == (3, 1, 2, 3)
+    shapes = {"color": (3, 1, 5, 2) if isinstance(path, Gain) else (3, 1, 3, 4), "sigma": (3, 1)}
+    changed = {"Color": "color", "Gain": "color", "Blur": "sigma"}.get(type(path).__name__)
+    for name, shape in shapes.items():
+        found = getattr(point, name)
+        assert (found is None) if name != changed else (tuple(found.shape) == shape)
+
+
 def test_zoom_takes_the_view_out_of_a_larger_source():
     image = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     still = SE2().at(torch.zeros(1, 3).double(), [1.0], (32, 32), zoom=32 / 48).theta[:, 0]

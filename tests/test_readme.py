@@ -113,6 +113,8 @@ def test_every_recipe_variable_and_function_is_listed():
     for name in read:
         assert f"`{name}" in README, name
     for name in fastequi.__all__:
+        if fastequi._HOME[name] == "fastequi.paths":
+            assert f"`{name}`" in README, name
         if name.islower() and not name.startswith(("linear_dino", "linear_ibot")):
             assert name in README, name
 

@@ -102,6 +102,9 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (tmp_path / "a.tif").write_bytes(science.plain_tiff(values(5, "uint16")))
     with pytest.raises(OSError, match=r"page 7: the TIFF's pages are 0 \.\. 0"):
         read_image(tmp_path / "a.tif", page=7)
+    (tmp_path / "a.dcm").write_bytes(science.dicom(values(1, "uint16")[..., 0]))
+    with pytest.raises(OSError, match=r"page 9: the DICOM file's frames are 0 \.\. 0"):
+        read_image(tmp_path / "a.dcm", page=9)
     with pytest.raises(ValueError, match="page: expected 0 or more, got -1"):
         read_image(file, page=-1)
     with pytest.raises(ValueError, match="page: expected None beside pages_are_channels, got 1"):

@@ -90,8 +90,11 @@ def stack(folder, name, count=4, depth="uint16"):
     return planes
 
 
-def test_stacks_that_were_not_scanned_are_told_how_to_be(tmp_path, caplog):
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_run_says_that_it_takes_one_page_of_a_stack(scanned, tmp_path, caplog):
     stack(tmp_path, "stack.tif")
+    if scanned:
+        commands.data(["scan", str(tmp_path)])
     said = "of a TIFF with several pages the first is the image, of OME-TIFF and ImageJ the first"
     with caplog.at_level(logging.WARNING):
         for wanted in (Wanted(), Wanted("all")):
@@ -100,6 +103,10 @@ def test_stacks_that_were_not_scanned_are_told_how_to_be(tmp_path, caplog):
             assert said in caplog.text
     with pytest.raises(ValueError, match=rf"1 channel of uint16, expected 4 channels .*; {said}"):
         open_source(tmp_path, wanted=Wanted("all", count=4))
+    commands.data(["scan", str(tmp_path), "--pages", "channels"])
+    caplog.clear()
+    open_source(tmp_path, wanted=Wanted("all"))
+    assert said not in caplog.text
 
 
 @pytest.mark.parametrize(

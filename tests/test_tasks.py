@@ -3,13 +3,16 @@
 import math
 import re
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 pytest.importorskip("nvidia.dali")
 
+import fastequi
 import fastequi.evaluate.tasks as module
+from fastequi.cli.evaluations import EquivarianceOptions
 from fastequi.config import PathConfig
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoder import Encoder
@@ -18,6 +21,7 @@ from fastequi.evaluate.photo_windows import window_loader
 from fastequi.evaluate.photometric import Photometric
 from fastequi.evaluate.probes import Fit
 from fastequi.evaluate.tasks import (
+    GEOMETRIC,
     Beyond,
     Budget,
     normalised,
@@ -62,12 +66,30 @@ def test_the_ranges_are_the_papers_and_windows_hold_every_view():
         tasks(["shear"])
 
 
+def test_every_family_of_paths_is_known_wherever_families_are():
+    def words(options, name):
+        """Of a field that is a Literal, or a tuple of them."""
+        found = get_type_hints(options)[name]
+        return set(get_args(found) if name == "family" else get_args(get_args(found)[0]))
+
+    families = words(PathConfig, "family")
+    assert words(EquivarianceOptions, "tasks") == families
+    assert words(EquivarianceOptions, "photometric") == set(GEOMETRIC)
+    built = {family: PathConfig(family).build() for family in families}
+    points = {family: path.at(path.sample(2, 32), 0.5, 32) for family, path in built.items()}
+    moved = {name for name, point in points.items() if point.color is None and point.sigma is None}
+    assert moved == set(GEOMETRIC)
+    for path in built.values():
+        assert type(path).__name__ in fastequi.__all__
+
+
 def test_no_pixel_of_a_pair_comes_from_beyond_the_window():
     """With the padding's zeros as the mark: a window without zeros leaves none in the views."""
-    chosen = tasks(["se2", "rotation"])
+    chosen = tasks(GEOMETRIC)
     views = views_for(encoder(patches, size=32), chosen)
     zeros = replace(views, mean=(0.0,) * 3, std=(1.0,) * 3, padding_mode="zeros")
-    for path in (chosen["se2"].path, *chosen["rotation"].beyond.values()):
+    each = [path for task in chosen.values() for path in (task.path, *task.beyond.values())]
+    for path in each:
         batch = next(window_loader(photographs()[0], path, views, seed=0, device=CPU))
         white = type(batch)(
             batch.v1, torch.full_like(batch.u, 255), batch.path, batch.sample_ids, 0

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 pytest.importorskip("nvidia.dali")
 
+from fastequi.cli import commands
 from fastequi.data import values as values_module
 from fastequi.data.pixels import Pixels
 from fastequi.data.scan import examined, scan
@@ -169,7 +170,32 @@ def test_dicom_files_of_pydicom():
         elif "palette" not in name:
             np.testing.assert_array_equal(values, stored.pixel_array)
     several = header(get_testdata_file("rtdose.dcm", download=False))
-    assert several == "15 frames in a DICOM file, expected one; --pages images of a scan"
+    assert several.startswith("15 frames in a DICOM file, expected one; fastequi data scan PLACE")
+
+
+@pytest.mark.parametrize("form", ["npy", "tif"])
+@pytest.mark.parametrize(
+    ("name", "rounded"),
+    [
+        ("uint32", "; whole numbers beyond 2^24 are rounded"),
+        ("float64", "; seven digits of a number are kept"),
+        ("int16", ""),
+        ("float16", ""),
+    ],
+)
+def test_a_scan_says_which_types_are_read_as_floats(form, name, rounded, tmp_path, capsys):
+    array = (1000 * abs(values(2, "float32"))).astype(name)
+    write = {"npy": science.npy, "tif": science.tiff_of}[form]
+    science.write(tmp_path, {f"{i}.{form}": write(array) for i in range(2)})
+    said = f"  2 images are of {name}, read as float32{rounded}\n"
+    commands.data(["scan", str(tmp_path)])
+    assert said in capsys.readouterr().out
+    commands.data(["scan", str(tmp_path), "--nodata", "5"])
+    assert said in capsys.readouterr().out
+    single = write(values(2, "float32"))
+    science.write(tmp_path, {f"{i}.{form}": single for i in range(2)})
+    commands.data(["scan", str(tmp_path)])
+    assert "read as float32" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from fastequi.data.channels import ALL, PERCENTILES, written
 from fastequi.data.pixels import LARGEST
 from fastequi.data.sources import measured as known
-from fastequi.data.sources.kinds import NO_RGB, Kind, counts, tally
+from fastequi.data.sources.kinds import Kind, counts, tally
 from fastequi.data.sources.measured import Measured, in_unit
 from fastequi.data.sources.wanted import Wanted
 from fastequi.functional.fused_views import MOST_VALUE, is_range
 
-_TOLERATED = 0.1  # share of images that a run leaves out unless data.tolerate says otherwise
 _LOW, _HIGH = 0.1, 99.9  # of the word alone
 _COLORS = "0,1,2"
 
@@ -37,7 +36,7 @@ def options(
         if kind.channels == 1 or min(measured.std) <= 0:
             return [f"  mean {mean}, std {std}, of values in 0..1"]
         return [f"  --data.mean {mean} --data.std {std}"]
-    if len({one.channels for one in counts(codes)}) > 1 and not _is_taken(kind, codes, False):
+    if len({one.channels for one in counts(codes)}) > 1 and not Wanted(ALL).takes(kind, codes):
         return [
             "  of images with several numbers of channels a run takes those that most have: "
             "--exclude leaves the others out"
@@ -48,7 +47,7 @@ def options(
         lines.append(f"  --data.channels {said} (red, green, blue; mean and std stay ImageNet's)")
         if kind.channels == 3:
             return lines
-    if not _is_taken(kind, codes, True):
+    if not Wanted(ALL, one_depth=True).takes(kind, codes):
         return [*lines, *_of_depths(kind, every, codes)]
     return [*lines, *_ranged(kind, measured)]
 
@@ -103,7 +102,7 @@ def _of_depths(
     same = [(one, m) for one, m in parts if one.channels == kind.channels]
     depths = " and ".join(sorted({one.depth for one, _ in same}))
     line = f"  of {depths} together no range is taken, as it is in the numbers of one depth"
-    if any(one.depth == "float32" for one, _ in same) or not _is_taken(kind, codes, False):
+    if any(one.depth == "float32" for one, _ in same) or not Wanted(ALL).takes(kind, codes):
         return [f"{line}: --exclude leaves one depth out"]
     share = np.array([m.images for _, m in same], np.float64)
     share /= share.sum()
@@ -124,17 +123,6 @@ def _is_made_rgb(kind: Kind, codes: NDArray[np.uint16] | None) -> bool:
     """Whether a run without options takes images of this kind."""
     many = tally(codes)
     return not many or kind.code in many  # without the bit of those that no RGB is made of
-
-
-def _is_taken(kind: Kind, codes: NDArray[np.uint16] | None, one_depth: bool) -> bool:
-    """Whether a run with all channels takes images of this kind and leaves few others out."""
-    many = tally(codes)
-    if not many:
-        return True
-    unfit = Wanted(ALL, one_depth).unfit(codes)
-    left = sum(many[code] for code in unfit)
-    own = any(code % NO_RGB == kind.code for code in many if code not in unfit)
-    return own and left <= max(1, int(sum(many.values()) * _TOLERATED))
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -18,6 +18,7 @@ from fastequi.data.sources.encoded import (
     NO_DATA,
     NOT_FILLED,
     NPZ_ARRAY,
+    OF_TYPE,
     counted,
     is_marked,
     unmarked,
@@ -106,6 +107,7 @@ class Scan:
             lines += _pages_left(self.formats, self.index.pages)
             lines += _inverted(self.formats, self.index.pages == "images")
             lines += _no_data(self.formats, part_named(self.index.part).nodata)
+            lines += _as_floats(self.formats)
             if deeper := tally(columns.kinds).get(DEEPER, 0):
                 lines.append(f"  {deeper} are of {MORE_BITS}: runs make 8-bit RGB of them")
             smallest, largest = _extremes(columns.sizes)
@@ -203,6 +205,24 @@ def _no_data(formats: Mapping[str, int], nodata: str) -> list[str]:
         f"  {many} name a value that stands for no data ({NO_DATA}): it is measured and used as",
         "  any other; --nodata file puts the least value of the channel in its place",
     ]
+
+
+def _as_floats(formats: Mapping[str, int]) -> list[str]:
+    """Which types of values are read as float32, and what that rounds."""
+    found = Counter[str]()
+    for form, count in formats.items():
+        for mark in form.split(", "):
+            if mark.startswith(OF_TYPE):
+                found[mark.removeprefix(OF_TYPE)] += count
+    lines = []
+    for name, count in found.most_common():
+        are, rounded = "image is" if count == 1 else "images are", ""
+        if name.endswith(("int32", "int64")):
+            rounded = "; whole numbers beyond 2^24 are rounded"
+        elif name == "float64":
+            rounded = "; seven digits of a number are kept"
+        lines.append(f"  {count} {are} of {name}, read as float32{rounded}")
+    return lines
 
 
 def _values(kind: Kind, measured: Measured, doubt: str, given: list[str]) -> list[str]:

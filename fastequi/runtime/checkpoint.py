@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastequi import sharded
-from fastequi.atomic import replace_text, save_tensors
+from fastequi.atomic import order_metadata, replace_text, save_tensors
 from fastequi.optim import WeightEMA
 from fastequi.runtime import manifest
 from fastequi.runtime.processes import Processes
@@ -129,6 +129,8 @@ def write_parts(folder: Path, snapshot: Snapshot, processes: Processes, keep: in
     for name, tensors in snapshot.tensors.items():
         sharded.save(temporary / name, tensors)
     if processes.first:
+        for file in temporary.glob("*/*.safetensors"):
+            order_metadata(file)
         _finish(folder, temporary, snapshot, keep)
 
 

@@ -31,8 +31,10 @@ def format_of_bytes(start: bytes) -> str:
     return next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
 
 
-def shape_of(file: BinaryIO, name: str = "", planes: bool = False) -> tuple[int, int, Kind]:
-    """Height, width and kind, without reading the values.
+def shape_of(
+    file: BinaryIO, name: str = "", planes: bool = False
+) -> tuple[int, int, Kind, np.dtype[Any]]:
+    """Height, width, kind and the values' own type, without reading them.
 
     Args:
         file, name, planes: as of :func:`taken`.
@@ -43,7 +45,7 @@ def shape_of(file: BinaryIO, name: str = "", planes: bool = False) -> tuple[int,
     _expect_form(file, name)
     with _opened(file, name) as array:
         shape, _, dtype = npy_header.read(array)
-    return _as_image(shape, dtype, planes)
+    return *_as_image(shape, dtype, planes), dtype
 
 
 def is_plain(file: BinaryIO, depth: str, channels: int) -> bool:

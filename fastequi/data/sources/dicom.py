@@ -74,7 +74,10 @@ def shape_of(file: BinaryIO) -> tuple[int, int, Kind]:
     if "Rows" not in found:
         raise ValueError("a DICOM file without an image")
     if frames != 1:
-        raise ValueError(f"{frames} frames in a DICOM file, expected one; --pages images of a scan")
+        raise ValueError(
+            f"{frames} frames in a DICOM file, expected one; fastequi data scan PLACE --pages "
+            f"images, or page=N of read_image, takes them"
+        )
     samples, rgb = int(found.get("SamplesPerPixel", 1)), found.get("PhotometricInterpretation", "")
     colours = str(rgb).startswith(("RGB", "YBR", "PALETTE"))
     if str(rgb).startswith("PALETTE"):
@@ -121,7 +124,7 @@ def decoded(file: BinaryIO, frame: int = 0) -> NDArray[Any]:
     from pydicom import pixels
 
     if frame >= (frames := _frames(found)):
-        raise ValueError(f"{frames} frames in a DICOM file, expected frame {frame}")
+        raise ValueError(f"the DICOM file's frames are 0 .. {frames - 1}")
     values = found.pixel_array if frames == 1 else pixels.pixel_array(found, index=frame)
     if str(found.PhotometricInterpretation).startswith("PALETTE"):
         values = pixels.apply_color_lut(values, found)

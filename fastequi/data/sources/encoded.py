@@ -50,6 +50,7 @@ INVERTED_TIFF, INVERTED_DICOM = "MINISWHITE TIFF", "MONOCHROME1 DICOM"
 NO_DATA = "GDAL_NODATA"
 # behind NPY, what was read as one; behind others, that pixels without data are as they were
 NPZ_ARRAY, NOT_FILLED = "NPZ array", "not filled"
+OF_TYPE = "of "  # before the type of values that are read as another one
 _RGB, _NO_RGB = "RGB", "no RGB"  # of what is read as NPY, which does not say it
 _MAX_KINDS = 8  # kinds of files that are named
 
@@ -188,8 +189,8 @@ def _header_of_part(file: str, part: FilePart) -> Header:
     form = format_of(file)
     if form in ("NPY", "NPZ") and part.page is None:
         with opened_span(file, None) as opened:
-            height, width, kind = arrays.shape_of(opened, part.array, part.planes)
-        return _of_array(0, height, width, kind, "NPY")
+            height, width, kind, own = arrays.shape_of(opened, part.array, part.planes)
+        return _of_array(0, height, width, kind, _typed("NPY", kind, own.name))
     content = pages.read(file, part)
     with opened_span(file, None) as opened:
         marks = marks_of(opened, part)
@@ -207,6 +208,12 @@ def marked(found: Header, marks: Sequence[str]) -> Header:
     return found._replace(format=", ".join([found.format, *own]), kind=code)
 
 
+def _typed(form: str, kind: Kind | None, own: str) -> str:
+    """A format with a mark of the values' own type, where another one is read as float32."""
+    read = kind is not None and kind.depth == "float32" and own != "float32"
+    return f"{form}, {OF_TYPE}{own}" if read else form
+
+
 def _of_array(count: int, height: int, width: int, kind: kinds.Kind, form: str) -> Header:
     of_rgb = kind.channels <= 4 and kind.depth != "float32"
     code = kind.code if of_rgb else kind.code | kinds.NO_RGB
@@ -219,19 +226,21 @@ def _header(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
     start = file.read(dicom.START)
     file.seek(0)
     form = "DICOM" if dicom.is_dicom(start) else arrays.format_of_bytes(start)
-    if form:
-        height, width, kind = (dicom if form == "DICOM" else arrays).shape_of(file)
-        if form == "DICOM" and dicom.is_inverted(file):
-            form = INVERTED_DICOM
+    if form == "DICOM":
+        height, width, kind = dicom.shape_of(file)
+        form = INVERTED_DICOM if dicom.is_inverted(file) else form
         return _of_array(count, height, width, kind, form)
+    if form:
+        height, width, kind, own = arrays.shape_of(file)
+        return _of_array(count, height, width, kind, _typed(form, kind, own.name))
     if tiff_tags.is_tiff(start):
         return _tiff(file, count, pages_are_channels)
     with _opened(file) as opened:
         (width, height), exif = opened.size, opened.info.get("exif")
-        kind, form = kinds.of_opened(opened), opened.format or ""
+        found, form = kinds.of_opened(opened), opened.format or ""
     if orientation_of(exif) in (5, 6, 7, 8):
         height, width = width, height
-    return Header(count, height, width, form, kinds.DEEPER if kind is None else kind.code)
+    return Header(count, height, width, form, kinds.DEEPER if found is None else found.code)
 
 
 def _opened(file: BinaryIO) -> Image.Image:
@@ -263,6 +272,7 @@ def _tiff(file: BinaryIO, count: int, pages_are_channels: bool) -> Header:
         kind = kinds.Kind(several * kind.channels, kind.depth)
     marks = tiff_marks(tags)
     form = ", ".join(marks if form == "TIFF" and INVERTED_TIFF in marks else [form, *marks])
+    form = _typed(form, kind, kinds.type_of_tags(tags))
     # with more samples Pillow logs an error of its own for every file
     samples = tags.get(tiff_tags.SAMPLES, 1)
     few = samples <= TiffImagePlugin.MAX_SAMPLESPERPIXEL

@@ -27,6 +27,7 @@ SIZ_WITHIN = 1 << 16  # bytes of a JPEG 2000, in which its SIZ segment lies
 _GREY_ALPHA = 4
 _COLOUR_TYPES = {0: 1, 2: 3, 3: 3, _GREY_ALPHA: 2, 6: 4}  # of PNG
 _SLICES, _COMPLEX = 32997, (5, 6)  # a tag of TIFF; sample formats
+_TYPES = {2: "int", 3: "float"}  # by sample format
 _PHOTOMETRIC_RGB, _PHOTOMETRIC_PALETTE, _PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR = 2, 3, 5, 6
 
 
@@ -75,7 +76,8 @@ OF_OTHERS = frozenset((TIFF_PAGE, DICOM_FRAME, FILLED_TIFF))
 
 
 def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
-    """A doubt about arrays with more channels than the smallest side has pixels; "" without one.
+    """A doubt about files with more channels than the smallest side has pixels; "" without one.
+    It is of arrays, and of TIFF that were written of them.
 
     Args:
         kind: of some.
@@ -84,8 +86,12 @@ def doubt_about_axes(kind: Kind, side: int, formats: Iterable[str]) -> str:
     """
     each = [form.split(", ") for form in formats]
     marks = [one for one in each if ARRAYS.intersection(one) and not OF_OTHERS.intersection(one)]
-    if kind.channels <= side or not marks:
+    if kind.channels <= side:
         return ""
+    if not marks:
+        many = f"more channels ({kind.channels}) than the {side} pixels of a side"
+        written = f"{many}: were arrays [C, H, W] written to TIFF as if they were [H, W, C]?"
+        return written if any("TIFF" in form for one in each for form in one) else ""
     planes = all(PLANES in one for one in marks)
     read, other, axes = "[H, W, C]", "[C, H, W]", "chw"
     if planes:
@@ -174,6 +180,12 @@ def of_tags(tags: Any) -> Kind | None:
     if photometric in (_PHOTOMETRIC_CMYK, _PHOTOMETRIC_YCBCR) and samples >= 3:
         return RGB8 if depth == "uint8" else None  # which Pillow converts, to 8 bits
     return Kind(samples, depth, photometric == _PHOTOMETRIC_RGB and samples in (3, 4))
+
+
+def type_of_tags(tags: Any) -> str:
+    """The name of the type of a TIFF's values, as NumPy's."""
+    bits, form = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+    return f"{_TYPES.get(form, 'uint')}{bits}"
 
 
 def tally(codes: NDArray[np.uint16] | None) -> dict[int, int]:

@@ -26,7 +26,7 @@ from fastequi.data.sources.parts import name_of, part_named
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.texts import Texts, taken
 from fastequi.data.sources.tiff_stacks import PAGES, PARTIAL
-from fastequi.data.sources.wanted import Wanted
+from fastequi.data.sources.wanted import Wanted, smallest
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def source_of(
             raise ValueError(f"{what.partition(':')[0]}: {failed}{again or hint}")
         if unfit or again or not known.decoded:
             logger.warning("%s; left out%s", failed, again)
-    if of_pages and not known.decoded:
+    if of_pages and known.pages != "channels":  # which a scan was asked for
         logger.warning("%s: %s", what, _OF_PAGES)
     if known.decoded:
         counts = len(known.rows), file, known.when, bad
@@ -151,7 +151,7 @@ def _fit(known: Index, wanted: Wanted) -> tuple[Index, int]:
     columns = known.columns
     if not len(columns):  # why none of them is read says more
         return known, 0
-    reasons = wanted.unfit(columns.kinds)
+    reasons = wanted.unfit(columns.kinds, smallest(columns.sizes), known.formats)
     if not reasons or columns.kinds is None:
         return known, 0
     are = np.isin(columns.kinds, np.array(list(reasons), np.uint16))

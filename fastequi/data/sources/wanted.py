@@ -28,6 +28,7 @@ from fastequi.data.sources.measured import Measured
 
 logger = logging.getLogger(__name__)
 
+_TOLERATED = 0.1  # share of images that a run leaves out unless data.tolerate says otherwise
 _GREY_AND_MORE = 2  # channels, of which the first is taken as grey
 _FEW_GREYS = 26  # a tenth of 8 bits' values
 _LOOKED_AT = 1000  # images
@@ -54,29 +55,51 @@ class Wanted:
     by_encoder: bool = False
     part: str = ""
 
-    @property
-    def _instead(self) -> str:
-        """What keeps images as they are, behind what RGB does not."""
-        return "" if self.by_encoder else f"; --data.channels {ALL} keeps them as they are"
+    def _instead(self, kind: Kind, codes: NDArray[np.uint16] | None) -> str:
+        """What keeps images as they are, behind what RGB does not; "" where nothing does."""
+        if self.by_encoder or not Wanted(ALL).takes(kind, codes):
+            return ""
+        keeps = f"; --data.channels {ALL} keeps them as they are"
+        ends = ", and --data.value-range says which floats become 0 and 1 (by default 0:1)"
+        return keeps + ends * (kind.depth == "float32")
 
     @property
     def begun(self) -> bool:
         """Whether a run says what its images are; others were added later."""
         return bool(self.count)
 
-    def unfit(self, codes: NDArray[np.uint16] | None) -> dict[int, str]:
+    def takes(self, kind: Kind, codes: NDArray[np.uint16] | None) -> bool:
+        """Whether a run takes images of this kind and leaves few others out."""
+        many = tally(codes)
+        if not many:
+            return True
+        unfit = self.unfit(codes)
+        left = sum(many[code] for code in unfit)
+        own = any(code % NO_RGB == kind.code for code in many if code not in unfit)
+        return own and left <= max(1, int(sum(many.values()) * _TOLERATED))
+
+    def unfit(
+        self, codes: NDArray[np.uint16] | None, side: int = MOST, formats: Collection[str] = ()
+    ) -> dict[int, str]:
         """{kind's number: why images of it are left out}.
+
+        Args:
+            codes: of all images.
+            side: the smallest of theirs, as far as one is known.
+            formats: of their files, as far as they are known.
 
         Raises:
             ValueError: channels are asked for of images whose kinds are not known.
         """
         many = tally(codes)
         if self.channels == RGB:
-            return {
-                code: f"{_named(code)}, of which no RGB is made{self._instead}"
-                for code in many
-                if code & NO_RGB
-            }
+            none = [code for code in many if code & NO_RGB]
+            reasons = {code: f"{_named(code)}, of which no RGB is made" for code in none}
+            for code in none:
+                if (kind := Kind.of(code)) is not None:
+                    doubt = doubt_about_axes(kind, side, formats)
+                    reasons[code] += f"; {doubt}" if doubt else self._instead(kind, codes)
+            return reasons
         known = {code: kind for code in many if (kind := Kind.of(code)) is not None}
         if not known and (codes is None or len(codes)) and DEEPER not in many:
             raise ValueError(
@@ -147,19 +170,37 @@ class Wanted:
             measured: of kinds by their numbers, where a scan has.
         """
         if self.channels != RGB:
-            side = int(sides[:_LOOKED_AT].min(initial=MOST))
+            side = smallest(sides)
             for kind in counts(codes):
                 if said := doubt_about_axes(kind, side, formats):
                     logger.warning("%s: %s", what, said)
-        if self.channels != RGB:
             return
         for kind, count in counts(codes).items():
             if kind.more_than_rgb8:
-                words = self._instead, _greys(measured.get(kind.code), kind)
-                said = "%s: %d images of %s are made 8-bit RGB%s%s"
-                logger.warning(said, what, count, kind, *words)
+                made = f"{_made_rgb(count, f' of {kind}')}{_dropped(kind)}"
+                words = self._instead(kind, codes), _greys(measured.get(kind.code), kind)
+                logger.warning("%s: %s%s%s", what, made, *words)
         if count := tally(codes).get(DEEPER, 0):
-            logger.warning("%s: %d images are made 8-bit RGB, of %s", *(what, count, MORE_BITS))
+            logger.warning("%s: %s, of %s", what, _made_rgb(count), MORE_BITS)
+
+
+def smallest(sides: NDArray[np.int32]) -> int:
+    """The smallest side of the first images."""
+    return int(sides[:_LOOKED_AT].min(initial=MOST))
+
+
+def _made_rgb(count: int, of: str = "") -> str:
+    """That images are made RGB: "1 image of ... is made 8-bit RGB"."""
+    images, are = ("image", "is") if count == 1 else ("images", "are")
+    return f"{count} {images}{of} {are} made 8-bit RGB"
+
+
+def _dropped(kind: Kind) -> str:
+    """Which channels are not in the RGB that is made of images."""
+    if kind.channels in (1, 3):
+        return ""
+    each = {_GREY_AND_MORE: "the second channel", 4: "the fourth channel"}
+    return f", without {each.get(kind.channels, 'the channels behind the third')}"
 
 
 def _greys(measured: Measured | None, kind: Kind) -> str:
