@@ -342,6 +342,61 @@ def test_views_of_one_photograph_have_no_interval(runs, tmp_path, capsys, images
     assert bool(re.search(r"pooled gain \S+ dB \(", page)) == (photographs > 1)
 
 
+@pytest.fixture(scope="module")
+def tolerant(runs):
+    """A run that tolerates 30 % of unreadable images, and a folder of photographs with 3 of 12."""
+    run, folder = runs / "tolerant", runs / "with_unreadable"
+    shutil.copytree(runs / "tir", run)
+    shutil.copytree(runs / "photos", folder)
+    settings = json.loads((run / "config.json").read_text())
+    settings["data"]["tolerate"] = 0.3
+    (run / "config.json").write_text(json.dumps(settings))
+    for name in ("a/x.jpg", "a/y.jpg", "b/z.jpg"):
+        (folder / name).write_text("no image")
+    return run, folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "RUN", "--features", "patch", "--out", "OUT.npy"],
+        ["eval", "knn", "RUN", "--out", "OUT"],
+        ["eval", "layers", "RUN", "--windows", "2", "--out", "OUT"],
+        ["eval", "reconstruct", "RUN", "--images", "8", "--out", "OUT"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_run_is_evaluated_on_the_folder_it_tolerated(tolerant, tmp_path, capsys, caplog, words):
+    run, folder = map(str, tolerant)
+    names = {"RUN": run, "OUT": str(tmp_path / "o.json"), "OUT.npy": str(tmp_path / "o.npy")}
+    words = [*(names.get(word, word) for word in words), "--data", folder]
+    with caplog.at_level(logging.INFO):
+        main(words)
+    assert "3 of 12 images in" in caplog.text
+    assert "left out" in caplog.text
+    with pytest.raises(SystemExit):
+        main([*words, "--tolerate", "0.2"])
+    said = capsys.readouterr().err
+    assert "--exclude leaves images out, --tolerate a share of all" in said
+    assert "data.tolerate" not in said
+
+
+def test_the_share_that_a_file_of_weights_tolerates_is_given(tolerant, tmp_path, capsys):
+    run, folder = tolerant
+    state = load_file(run / "model.safetensors")
+    save_file(state, tmp_path / "w.safetensors", {"format": "pt"})
+    words = ["embed", str(tmp_path / "w.safetensors"), "--data", str(folder), "--img-size", "32"]
+    words += ["--num-heads", "1", "--features", "patch", "--out", str(tmp_path / "o.npy")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "--tolerate a share of all" in capsys.readouterr().err
+    main([*words, "--tolerate", "0.3"])
+    assert len(np.load(tmp_path / "o.npy")) == 9
+    with pytest.raises(SystemExit):
+        main([*words, "--tolerate", "1"])
+    assert "--tolerate: expected a share 0 <= tolerate < 1, got 1.0" in capsys.readouterr().err
+
+
 def test_files_of_another_schema_or_kind_are_not_read():
     found = {"kind": "knn", "schema": SCHEMA, "encoder": "tir", "scores": []}
     assert read_result(found).document == found
