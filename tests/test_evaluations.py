@@ -26,7 +26,7 @@ from fastequi.data.sources.image_sets import embedded_photos, image_folder
 from fastequi.evaluate.classification import ClassScore, comparisons, normalise
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.evaluate.published import published
-from fastequi.evaluate.results import SCHEMA, label
+from fastequi.evaluate.results import SCHEMA, label, name_of
 from fastequi.evaluate.results import read as read_result
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint, devices, manifest
@@ -111,7 +111,7 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     # of other encoders in the table, of a run's own file, and where classes are asked
     run, file = str(runs / "tir"), str(runs / "tir" / "model.safetensors")
     main(["eval", "knn", file, "--against", run, "--data", str(photos)])
-    saved = json.loads(Path("eval_knn.json").read_text())
+    saved = json.loads(Path("eval_knn_model.json").read_text())
     assert saved["test_seen_in_training"] == {file: 2, run: 2}
     line = "2 of the 2 test images have the name and the size of one that {} was trained on ("
     printed = capsys.readouterr().out
@@ -395,6 +395,35 @@ def test_the_share_that_a_file_of_weights_tolerates_is_given(tolerant, tmp_path,
     with pytest.raises(SystemExit):
         main([*words, "--tolerate", "1"])
     assert "--tolerate: expected a share 0 <= tolerate < 1, got 1.0" in capsys.readouterr().err
+
+
+def test_weights_files_in_one_folder_keep_their_results(runs, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    words = ["--windows", "2", "--data", str(runs / "photos")]
+    for name in ("a.safetensors", "b.v2.safetensors", "other/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(runs / "tir" / "model.safetensors", name)
+        with caplog.at_level(logging.INFO):
+            main(["eval", "layers", name, *words])
+        said = "eval_layers_a.json: the result of a.safetensors is replaced; --out keeps both"
+        assert (said in caplog.text) == (name == "other/a.safetensors")
+    found = sorted(path.name for path in tmp_path.glob("eval_*"))
+    stems = "eval_layers_a", "eval_layers_b.v2"
+    assert found == [f"{stem}{end}" for stem in stems for end in (".json", ".svg")]
+    assert json.loads(Path(found[0]).read_text())["checkpoint"] == "other/a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("vit.bin", "eval_knn_vit.json"),
+        ("here/model.safetensors.index.json", "eval_knn_model.json"),
+        ("my.nets:small", "eval_knn_my.nets_small.json"),
+        (".", "eval_knn.json"),
+    ],
+)
+def test_a_result_is_named_for_what_is_no_folder(spec, name):
+    assert name_of("knn", spec) == name
 
 
 def test_files_of_another_schema_or_kind_are_not_read():

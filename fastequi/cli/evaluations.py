@@ -96,8 +96,9 @@ class EquivarianceOptions(Tolerant, VitOptions):
     device: Device = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, with --zero-fill
-    eval_equivariance_zero_fill.json."""
+    """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, of a file
+    eval_equivariance_FILE.json in the current folder; with --zero-fill eval_equivariance_zero_fill
+    in place of eval_equivariance."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class KnnOptions(Tolerant, VitOptions):
     device: Device = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default, of a file eval_KIND_FILE.json
+    in the current folder."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class GeometryOptions(Patterned, VitOptions):
     device: str = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default, of a file eval_KIND_FILE.json
+    in the current folder."""
     cache: Path | None = None
     """Folder for maps of tokens, which other evaluations of the same images find; by default in
     fastequi's cache folder."""
