@@ -48,9 +48,9 @@ OF_SCANS = ("--axes", "--array", "--nodata", "--pages")  # options of no other c
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that begins like this one, else the most similar; None if none is similar."""
+    """The known word that begins like this one, in any case, else the most similar, if one is."""
     words = list(known)
-    begun = [other for other in words if word and other.startswith(word)]
+    begun = [other for other in words if word and other.lower().startswith(word.lower())]
     return next(iter(begun or difflib.get_close_matches(word, words, n=1)), None)
 
 
