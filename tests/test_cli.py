@@ -126,6 +126,49 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
         pretrain("demo", *again)
 
 
+def test_a_resumed_run_says_that_it_got_another_folder_before_what_changes(tmp_path, caplog):
+    run, other = tmp_path / "run", tmp_path / "other"
+    options = ["--run-dir", run, "--train.no-tensorboard"]
+    pretrain("demo", "--data", PHOTOS, *options, *SMALL, "--max-steps", 1)
+    other.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (other / name).write_bytes((PHOTOS / "coffee.jpg").read_bytes())
+    message = (
+        "--data: expected the place of the run's 9 images (astronaut.jpg, chelsea.jpg, china.jpg, "
+        "coffee.jpg, flower.jpg, ...), got another one with 2 (a.jpg, b.jpg), none of which has "
+        f"the name of one of them; they are listed in {run}"
+    )
+    caplog.clear()
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(ValueError, match=f"^{re.escape(message)}$"),
+    ):
+        pretrain("demo", "--data", other, *options, "--resume", "--optim.lr", 0.5)
+    assert "changed settings" not in caplog.text
+
+
+def test_what_needs_no_images_is_refused_before_they_are_listed(tmp_path):
+    """The folder of images holds none, which is found where it is listed."""
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    pretrain("demo", "--data", PHOTOS, "--run-dir", run, *SMALL, "--max-steps", 1)
+    empty.mkdir()
+    new = ["--run-dir", tmp_path / "new"]
+    cases = [
+        ([*new, "--resume"], FileNotFoundError, f"--resume: no run in {tmp_path / 'new'}"),
+        (["--run-dir", run], FileExistsError, f"--run-dir: {run} already holds a run; --resume"),
+        (["--run-dir", run, "--resume", "--model.depth", 2], ValueError, "model.depth: expected 1"),
+        ([*new, "--model.name", "no_module:net"], ValueError, "model.name: no_module:net cannot"),
+        ([*new, "--model.name", "no_module:net", "--resume"], FileNotFoundError, "--resume: no"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append(([*new, "--train.device", "cuda"], ValueError, "train.device: 'cuda' asked"))
+    for words, error, message in cases:
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            pretrain("demo", "--data", empty, *words)
+    with pytest.raises(ValueError, match="image"):
+        pretrain("demo", "--data", empty, *new)
+
+
 def pretrain(*words):
     pretraining.pretrain([str(word) for word in words])
 

@@ -107,6 +107,8 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
+    from fastequi.models.foreign_names import expect_importable
+    from fastequi.resuming import check_start
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
 
@@ -114,6 +116,9 @@ def pretrain(argv: list[str]) -> None:
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or dated(name)
+    check_start(config, run_dir, options.resume)
+    if config.model.is_foreign:
+        expect_importable(config.model.name)
     interrupts.outlook = partial(checkpoint.outlook, run_dir)
     source = _source(options, config)
     resume, max_steps = options.resume, options.max_steps

@@ -93,8 +93,14 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     if len(other) or len(lost) > Tolerance(tolerate).allowed(len(names)):
         some, what = (other, "of another size") if len(other) else (lost, "gone")
         said = f"{_named(taken(names, some))} {what}"
-        said += _of_other_pages(taken(names, lost), source.names)
-        raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}")
+        pages = _of_other_pages(taken(names, lost), source.names)
+        if not len(there) and not pages:
+            raise ValueError(
+                f"--data: expected the place of the run's {len(names)} images ({Some(names)}), "
+                f"got another one with {len(source)} ({Some(source.names)}), none of which has the "
+                f"name of one of them; they are listed in {file.parent}"
+            )
+        raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}{pages}")
     gone = taken(names, lost)
     if len(gone):
         logger.warning("images of the run that are gone, and will be replaced: %s", Some(gone))
