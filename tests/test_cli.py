@@ -245,7 +245,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "demo", "--data", ".", "--model.patch-size", "5"], "model.patch_size"),
         (
             ["pretrain", "--data", "."],
-            "RECIPE is missing before --data usage: fastequi pretr",
+            "RECIPE is missing before --data, expected one of tir_vicreg_vits16, ",
         ),
         (["eval", "--data", "."], "the evaluation is missing before --data"),
         (
@@ -288,6 +288,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "gtsa"], "unknown recipe 'gtsa', did you mean 'gtsa_vits16'?"),
         (["eval", "equi", "run"], "unknown evaluation 'equi', did you mean 'equivariance'?"),
         (["visualise", "run"], "did you mean 'visualize'?"),
+        (["xyz"], "unknown command 'xyz', expected one of demo, pretrain, "),
         (["visualize", "nowhere"], "CHECKPOINT: nowhere does not exist"),
         (["visualize", ".", "--windows", "9"], "--windows: expected 0 or at least 100, got 9"),
         (["report"], "RUN"),
@@ -297,6 +298,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
 )
 def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
     run = typed(*args, code=2)
+    assert run.stderr.splitlines()[-1].startswith("fastequi: ")  # the last line says it
     text = " ".join((run.stdout + run.stderr).replace("│", " ").split())
     assert message in text
     assert list(tmp_path.iterdir()) == []

@@ -86,7 +86,7 @@ def test_what_is_read_as_8_bits_alone_is_told(name, tmp_path, caplog):
     file = tmp_path / name
     file.write_bytes(SQUEEZED[name]())
     assert header(str(file)).kind == DEEPER
-    said = f"1 images are made 8-bit RGB, of {MORE_BITS}"
+    said = f"1 image is made 8-bit RGB, of {MORE_BITS}"
     with caplog.at_level(logging.WARNING):
         assert len(open_source(tmp_path)) == 1
         assert said in caplog.text

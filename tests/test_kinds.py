@@ -227,7 +227,7 @@ def test_an_rgb_run_says_what_it_loses(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(open_source(science.write(tmp_path / "set", contents))) == 5
     assert "3 images of 1 channel of uint16 are made 8-bit RGB; --data.channels all" in caplog.text
-    assert "1 images of 4 channels of uint8 are made 8-bit RGB" in caplog.text
+    assert "1 image of 4 channels of uint8 is made 8-bit RGB" in caplog.text
     assert "of 3 channels (RGB)" not in caplog.text
 
 

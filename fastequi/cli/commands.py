@@ -401,14 +401,18 @@ def _choose(
     what: str, argv: list[str], known: dict[str, str], form: str
 ) -> tuple[str, list[str]] | None:
     """The first word, which must be known, and the rest; None if help was printed."""
-    usage = f"usage: {form}\n\n" + "\n".join(f"  {name:14s}{does}" for name, does in known.items())
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage)
+        lines = "\n".join(f"  {name:14s}{does}" for name, does in known.items())
+        print(f"usage: {form}\n\n{lines}")
         return None
+    listed_by = f"{' '.join(form.split()[:2])} --help"
     if argv[0].startswith("-"):
-        raise ValueError(f"the {what} is missing before {argv[0]}\n\n{usage}")
+        raise ValueError(
+            f"the {what} is missing before {argv[0]}, expected one of {', '.join(known)} "
+            f"({listed_by} lists all)"
+        )
     if argv[0] not in known:
-        raise unknown(what, argv[0], known, usage)
+        raise unknown(what, argv[0], known, listed_by)
     return argv[0], argv[1:]
 
 

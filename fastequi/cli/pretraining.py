@@ -166,9 +166,12 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
         argv = [begun.recipe, *argv]
     name, *rest = argv
     if name.startswith("-"):
-        raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
+        raise ValueError(
+            f"RECIPE is missing before {name}, expected one of {', '.join(RECIPES)} "
+            f"(fastequi pretrain --help lists all)"
+        )
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES, _pretrain_usage())
+        raise unknown("recipe", name, RECIPES, "fastequi pretrain --help")
     if begun is not None and begun.recipe not in ("", name):
         raise ValueError(
             f"--resume: {begun.run_dir} is a run of the recipe {begun.recipe}, got {name}; "

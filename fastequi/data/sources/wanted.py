@@ -159,10 +159,12 @@ class Wanted:
         for kind, count in counts(codes).items():
             if kind.more_than_rgb8:
                 words = self._instead, _greys(measured.get(kind.code), kind)
-                said = "%s: %d images of %s are made 8-bit RGB%s%s"
-                logger.warning(said, what, count, kind, *words)
+                one = count == 1
+                said = f"%s: %d {'image' if one else 'images'} of %s {'is' if one else 'are'}"
+                logger.warning(f"{said} made 8-bit RGB%s%s", what, count, kind, *words)
         if count := tally(codes).get(DEEPER, 0):
-            logger.warning("%s: %d images are made 8-bit RGB, of %s", *(what, count, MORE_BITS))
+            said = "%s: %d image is" if count == 1 else "%s: %d images are"
+            logger.warning(f"{said} made 8-bit RGB, of %s", what, count, MORE_BITS)
 
 
 def _greys(measured: Measured | None, kind: Kind) -> str:
