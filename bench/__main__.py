@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench.isa import limit, restart_limited
 from bench.opbench import FAILED, OpBench, Row, measure
-from bench.options import Options, parse, sets_of
+from bench.options import Options, chosen, parse, sets_of
 from bench.registry import all_cases
 from bench.report import commit, console_table, document, markdown
 from fastequi.runtime.heap import keep_heap
@@ -46,23 +46,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = options.case or [name for name, case in cases.items() if case.device == device]
-    known = {name for case in cases.values() for name in case.providers}
-    if strange := [name for name in options.without if name not in known]:
-        raise SystemExit(
-            f"--without: expected some of {', '.join(map(repr, sorted(known)))}, got {strange[0]!r}"
-        )
+    asked = chosen(cases, names, options)
+    for case in asked:
+        if case.device == "cuda" and device == "cpu":
+            raise SystemExit(f"--case: {case.name} needs a CUDA device, and torch sees none")
     rows = []
     # peers at their best: eager code gains most, see fastequi/runtime/heap.py
     kept = not options.fresh_memory and keep_heap()
     heap = "malloc keeps its memory" if kept else "malloc as it is"
     console, tree = Console(width=150), commit()
-    for name in names:
-        if name not in cases:
-            raise SystemExit(f"--case: no case {name!r}; there are {', '.join(cases)}")
-        if cases[name].device == "cuda" and device == "cpu":
-            raise SystemExit(f"--case: {name} needs a CUDA device, and torch sees none")
+    for case in asked:
         for mode in options.modes:
-            for part in _run(cases[name], mode, options, console):
+            for part in _run(case, mode, options, console):
                 rows += part
                 if options.json:  # after every set: a run that is cut short leaves what it has
                     command = "python -m bench " + shlex.join(argv)

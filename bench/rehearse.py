@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bench.cases import tir_overhead
 from bench.cubins import usage
 from bench.opbench import OpBench, Unavailable
-from bench.options import Options, parse, sets_of
+from bench.options import Options, chosen, parse, sets_of
 from bench.registry import all_cases
 from fastequi.cli.dryrun import synthetic
 from fastequi.data.views.batch import Batch
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     options = parse(sys.argv[1:] if argv is None else argv, "bench.rehearse", __doc__ or "")
     known = {case.name: case for case in all_cases() if case.device == "cuda"}
-    cases = [known[name] for name in options.case or known]
+    cases = chosen(known, options.case or list(known), options)
     variants, failed = run(cases, options, 90)
     table = Table("kernel", "variants", "launches", "registers", "shared", "grid", "elements")
     for kernel in sorted({v.kernel for v in variants}):

@@ -22,6 +22,9 @@ from fastequi.runtime.watch import Stopped, stopped_before
 
 logger = logging.getLogger(__name__)
 
+Changes = dict[str, tuple[Any, Any]]
+"""{"section.field": (before, after)}."""
+
 # Settings that a resumed run cannot change, since its weights' shapes or meaning or its position in
 # the data depend on them. Of some, only whether they are 0. An mlp_ratio of None is 4, as it was
 # before it could be None, but of vit_so150m and vit_huge_plus.
@@ -56,14 +59,20 @@ _HINTS = {
 _OWN_RATIO = ("vit_so150m", "vit_huge_plus")
 
 
-def changes(begun: Config, config: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that a run resumed with `config` changes: {"section.field": (before, after)}.
+def changes(begun: Config, config: Config, without: str = "") -> Changes:
+    """The settings that a run resumed with `config` changes.
+
+    Args:
+        begun: as the run has it.
+        config: that it is resumed with.
+        without: a section that is not looked at.
 
     Raises:
         ValueError: a setting that a resumed run cannot change.
     """
     before, after = (_flat(dataclasses.asdict(one)) for one in (begun, config))
     found = {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+    found = {name: pair for name, pair in found.items() if name.partition(".")[0] != without}
     if config.optim.kind != "muon":
         found.pop("optim.muon_encoder", None)  # it says nothing then
     if config.data.shuffle != "window":
@@ -97,21 +106,39 @@ def check_folder(run_dir: Path, resume: bool) -> None:
         raise FileExistsError(f"--run-dir: {run_dir} already holds a run; --resume continues it")
 
 
-def check_settings(file: Path, config: Config) -> tuple[str, bool]:
-    """Logs which settings a resumed run changes, or refuses them.
+def check_start(config: Config, run_dir: Path, resume: bool) -> None:
+    """Refuses what a run cannot begin with, as far as its images need not be known for that.
 
-    Returns:
-        The run's recipe, or "", and whether a setting changes.
+    Raises:
+        ValueError: there is no such device, or a setting that a resumed run cannot change.
+        OSError: the folder is not what `resume` says it is.
+    """
+    config.train.resolved_device()
+    check_folder(run_dir, resume)
+    file = run_dir / "config.json"
+    if resume and file.is_file():
+        changes(Config.from_json(file.read_text()), config, without="data")
+
+
+def check_settings(file: Path, config: Config) -> tuple[str, Changes | None]:
+    """The run's recipe, or "", and what a resumed run changes; None: its settings are gone.
+
+    Raises:
+        ValueError: a setting that a resumed run cannot change.
     """
     if not file.is_file():
-        logger.warning("%s is missing: the given settings are used as the run's own", file)
-        return "", True
+        return "", None
     text = file.read_text()
-    changed = changes(Config.from_json(text), config)
-    if changed:
+    return recipe_of(text), changes(Config.from_json(text), config)
+
+
+def tell_changes(file: Path, changed: Changes | None) -> None:
+    """Logs what :func:`check_settings` found in a file."""
+    if changed is None:
+        logger.warning("%s is missing: the given settings are used as the run's own", file)
+    elif changed:
         lines = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
         logger.info("changed settings from here on: %s", lines)
-    return recipe_of(text), bool(changed)
 
 
 def with_views(

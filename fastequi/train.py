@@ -32,9 +32,11 @@ from fastequi.methods.method import Method
 from fastequi.models import lora
 from fastequi.optim import WeightEMA
 from fastequi.resuming import (
+    Changes,
     check_folder,
     check_settings,
     find_checkpoint,
+    tell_changes,
     why_stopped,
     with_files,
     with_views,
@@ -106,7 +108,7 @@ def pretrain(
     with ExitStack() as stack:
         processes = stack.enter_context(started(config.train.resolved_device()))
         device = processes.device(config.train.resolved_device())
-        config, changed = with_views(config, run_dir, resume, device, processes), False
+        config = with_views(config, run_dir, resume, device, processes)
         config = with_files(config, run_dir, resume)
         config = replace(config, data=settled(config.data, source))
         if not resume:  # runs begun before any three channels were colours go on
@@ -115,13 +117,13 @@ def pretrain(
         if teacher is not None:
             asked = config.teacher
             _expect_one_file("--teacher.path", asked.path, asked.sha256, processes)
+        changed: Changes | None = {}
         if processes.first:
             check_folder(run_dir, resume)
             if resume:  # a new run makes its folder once all else is in order
                 begun, changed = check_settings(run_dir / "config.json", config)
                 recipe = begun or recipe
                 stack.enter_context(lock.alone(run_dir))
-        why = why_stopped(run_dir, resume, changed, processes)
         found = find_checkpoint(run_dir, resume, processes)
         if resume:
             source = kept.as_begun(run_dir / kept.NAME, source, config.data.tolerate)
@@ -131,6 +133,8 @@ def pretrain(
                 "(of remote shards, one --index for all makes sure of it)"
             )
         probes = online_probes(config, source) if processes.first else []
+        tell_changes(run_dir / "config.json", changed)
+        why = why_stopped(run_dir, resume, changed != {}, processes)
         torch.manual_seed(config.train.seed)
         method: Method = build(config)
         if config.init.path and found is None:

@@ -19,6 +19,7 @@ from bench.__main__ import main
 from bench.cases.geometry import rotations, theta
 from bench.memory import peak_extra_bytes
 from bench.opbench import OpBench, Provider, measure
+from bench.options import chosen, parse, sets_of
 from bench.registry import all_cases
 from bench.report import markdown
 
@@ -80,11 +81,42 @@ def test_a_provider_can_be_left_out_and_that_is_said(monkeypatch):
     assert rows["ours"].speedup == 1  # the first one that was timed
 
 
-def test_a_provider_that_no_case_has_is_refused():
-    with pytest.raises(
-        SystemExit, match=r"--without: expected some of .*'pair by pair'.*, got 'by'"
-    ):
-        main(["--case", "warp_cpu", "--without", "pair by pair", "by"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--without", "eager", "eagr"],
+            "--without: expected some of 'compile', 'eager', 'lightly', 'ours', got 'eagr', "
+            "did you mean 'eager'?",
+        ),
+        (
+            ["--set", "n=64"],
+            "--set: expected parameters of vicreg_cpu, which are N, D, dtype, got n, "
+            "did you mean 'N'?",
+        ),
+        (["--set", "N=abc"], "--set N: expected an integer >= 1, got abc"),
+        (["--set", "N=0"], "--set N: expected an integer >= 1, got 0"),
+        (["vicreg_cp"], "--case: no case 'vicreg_cp', did you mean 'vicreg_cpu'?; there are "),
+    ],
+)
+def test_what_the_chosen_cases_do_not_have_is_refused_before_any_is_timed(words, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["--case", "vicreg_cpu", *words])
+    assert str(refused.value).startswith(message)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_parameter_of_one_of_the_chosen_cases_changes_that_one(capsys):
+    """Values are of the type that the case's own have: family=45 is a word."""
+    known = {case.name: case for case in all_cases()}
+    options = parse(["--headline", "--set", "B=2", "family=45", "N=64"], "bench", "")
+    cases = chosen(known, ["warp_cpu", "vicreg_cpu"], options)
+    first, second = (next(sets_of(case, options)) for case in cases)
+    assert (first["B"], first["family"], second["N"]) == (2, "45", 64)
+    assert second == {**known["vicreg_cpu"].sweep[0], "N": 64}
+    said = capsys.readouterr().err
+    assert "--set B: no parameter of vicreg_cpu\n" in said
+    assert "--set N: no parameter of warp_cpu\n" in said
 
 
 def test_the_list_names_the_providers(capsys):

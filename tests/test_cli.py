@@ -126,6 +126,49 @@ def test_resume_says_what_it_changes_and_refuses_what_it_cannot(tmp_path, caplog
         pretrain("demo", *again)
 
 
+def test_a_resumed_run_says_that_it_got_another_folder_before_what_changes(tmp_path, caplog):
+    run, other = tmp_path / "run", tmp_path / "other"
+    options = ["--run-dir", run, "--train.no-tensorboard"]
+    pretrain("demo", "--data", PHOTOS, *options, *SMALL, "--max-steps", 1)
+    other.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (other / name).write_bytes((PHOTOS / "coffee.jpg").read_bytes())
+    message = (
+        "--data: expected the place of the run's 9 images (astronaut.jpg, chelsea.jpg, china.jpg, "
+        "coffee.jpg, flower.jpg, ...), got another one with 2 (a.jpg, b.jpg), none of which has "
+        f"the name of one of them; they are listed in {run}"
+    )
+    caplog.clear()
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(ValueError, match=f"^{re.escape(message)}$"),
+    ):
+        pretrain("demo", "--data", other, *options, "--resume", "--optim.lr", 0.5)
+    assert "changed settings" not in caplog.text
+
+
+def test_what_needs_no_images_is_refused_before_they_are_listed(tmp_path):
+    """The folder of images holds none, which is found where it is listed."""
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    pretrain("demo", "--data", PHOTOS, "--run-dir", run, *SMALL, "--max-steps", 1)
+    empty.mkdir()
+    new = ["--run-dir", tmp_path / "new"]
+    cases = [
+        ([*new, "--resume"], FileNotFoundError, f"--resume: no run in {tmp_path / 'new'}"),
+        (["--run-dir", run], FileExistsError, f"--run-dir: {run} already holds a run; --resume"),
+        (["--run-dir", run, "--resume", "--model.depth", 2], ValueError, "model.depth: expected 1"),
+        ([*new, "--model.name", "no_module:net"], ValueError, "model.name: no_module:net cannot"),
+        ([*new, "--model.name", "no_module:net", "--resume"], FileNotFoundError, "--resume: no"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append(([*new, "--train.device", "cuda"], ValueError, "train.device: 'cuda' asked"))
+    for words, error, message in cases:
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            pretrain("demo", "--data", empty, *words)
+    with pytest.raises(ValueError, match="image"):
+        pretrain("demo", "--data", empty, *new)
+
+
 def pretrain(*words):
     pretraining.pretrain([str(word) for word in words])
 
@@ -202,7 +245,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "demo", "--data", ".", "--model.patch-size", "5"], "model.patch_size"),
         (
             ["pretrain", "--data", "."],
-            "RECIPE is missing before --data usage: fastequi pretr",
+            "RECIPE is missing before --data, expected one of tir_vicreg_vits16, ",
         ),
         (["eval", "--data", "."], "the evaluation is missing before --data"),
         (
@@ -245,6 +288,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
         (["pretrain", "gtsa"], "unknown recipe 'gtsa', did you mean 'gtsa_vits16'?"),
         (["eval", "equi", "run"], "unknown evaluation 'equi', did you mean 'equivariance'?"),
         (["visualise", "run"], "did you mean 'visualize'?"),
+        (["xyz"], "unknown command 'xyz', expected one of demo, pretrain, "),
         (["visualize", "nowhere"], "CHECKPOINT: nowhere does not exist"),
         (["visualize", ".", "--windows", "9"], "--windows: expected 0 or at least 100, got 9"),
         (["report"], "RUN"),
@@ -254,6 +298,7 @@ def test_a_run_makes_a_dated_folder(tmp_path, typed):
 )
 def test_bad_input_is_named_before_any_work(args, message, tmp_path, typed):
     run = typed(*args, code=2)
+    assert run.stderr.splitlines()[-1].startswith("fastequi: ")  # the last line says it
     text = " ".join((run.stdout + run.stderr).replace("│", " ").split())
     assert message in text
     assert list(tmp_path.iterdir()) == []

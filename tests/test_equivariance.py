@@ -98,7 +98,7 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
         [test, first],
         patch_size=4,
         fit=Fit(epochs=8, batch=64),
-        on_row=lambda label, share: seen.append(label),
+        on_row=lambda label, share: seen.append((label, share)),
     ).values()
     best = report.best("knows, z_equi")
     assert best.probe == "token"
@@ -107,7 +107,12 @@ def test_the_report_ranks_an_encoder_that_knows_above_one_that_does_not(tmp_path
     assert 0 < best.error[0] < 10  # degrees
     assert report.best("blind, z_equi").r2[0] < 0.05
     assert report.best("transformed image alone").r2[0] > 0.5  # here the window is always the same
-    assert {"raw pair", "knows, z_equi"} <= set(seen)
+    labels, shares = zip(*seen, strict=True)
+    assert {"raw pair", "knows, z_equi"} <= set(labels)
+    assert list(shares) == sorted(shares)
+    first_row = [share for label, share in seen if label == "transformed image alone"]
+    assert first_row == pytest.approx([0, *(i / 3 / 5 for i in (1, 2, 3))])  # of three probes
+    assert shares[-1] == pytest.approx(1)
     constant = report.best("mean predictor")
     assert max(constant.r2) <= 0 < constant.error[0] < 45
     assert best.mean_low < best.mean < best.mean_high

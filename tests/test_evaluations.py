@@ -26,7 +26,7 @@ from fastequi.data.sources.image_sets import embedded_photos, image_folder
 from fastequi.evaluate.classification import ClassScore, comparisons, normalise
 from fastequi.evaluate.encoders import load_encoder
 from fastequi.evaluate.published import published
-from fastequi.evaluate.results import SCHEMA, label
+from fastequi.evaluate.results import SCHEMA, label, name_of
 from fastequi.evaluate.results import read as read_result
 from fastequi.recipes import RECIPES
 from fastequi.runtime import checkpoint, devices, manifest
@@ -111,7 +111,7 @@ def test_photographs_seen_in_training_are_counted(runs, tmp_path, capsys, monkey
     # of other encoders in the table, of a run's own file, and where classes are asked
     run, file = str(runs / "tir"), str(runs / "tir" / "model.safetensors")
     main(["eval", "knn", file, "--against", run, "--data", str(photos)])
-    saved = json.loads(Path("eval_knn.json").read_text())
+    saved = json.loads(Path("eval_knn_model.json").read_text())
     assert saved["test_seen_in_training"] == {file: 2, run: 2}
     line = "2 of the 2 test images have the name and the size of one that {} was trained on ("
     printed = capsys.readouterr().out
@@ -242,7 +242,15 @@ def test_zero_filled_pairs_have_a_file_of_their_own_and_say_so(runs, capsys):
     assert (file.read_bytes() if file.is_file() else None) == before
     saved = json.loads((run / "eval_equivariance_zero_fill.json").read_text())
     assert saved["budget"]["zero_fill"] is True
-    assert "zero-filled borders (only to compare)" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    begin = (
+        "rotation: for each 50 pairs of 9 photographs to fit probes on, 20 pairs of 9 to test "
+        "them: the left and right parts of the embedded photographs"
+    )
+    title = (
+        "R² on held-out parts of the embedded photographs, zero-filled borders (only to compare)"
+    )
+    assert -1 < printed.find(begin) < printed.find(title)
 
 
 def test_neighbours_and_linear_probe(runs, tmp_path, capsys, caplog):
@@ -340,6 +348,90 @@ def test_views_of_one_photograph_have_no_interval(runs, tmp_path, capsys, images
     page = (tmp_path / "r.html").read_text()
     assert ("All are of one photograph" in page) == (photographs == 1)
     assert bool(re.search(r"pooled gain \S+ dB \(", page)) == (photographs > 1)
+
+
+@pytest.fixture(scope="module")
+def tolerant(runs):
+    """A run that tolerates 30 % of unreadable images, and a folder of photographs with 3 of 12."""
+    run, folder = runs / "tolerant", runs / "with_unreadable"
+    shutil.copytree(runs / "tir", run)
+    shutil.copytree(runs / "photos", folder)
+    settings = json.loads((run / "config.json").read_text())
+    settings["data"]["tolerate"] = 0.3
+    (run / "config.json").write_text(json.dumps(settings))
+    for name in ("a/x.jpg", "a/y.jpg", "b/z.jpg"):
+        (folder / name).write_text("no image")
+    return run, folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "RUN", "--features", "patch", "--out", "OUT.npy"],
+        ["eval", "knn", "RUN", "--out", "OUT"],
+        ["eval", "layers", "RUN", "--windows", "2", "--out", "OUT"],
+        ["eval", "reconstruct", "RUN", "--images", "8", "--out", "OUT"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_run_is_evaluated_on_the_folder_it_tolerated(tolerant, tmp_path, capsys, caplog, words):
+    run, folder = map(str, tolerant)
+    names = {"RUN": run, "OUT": str(tmp_path / "o.json"), "OUT.npy": str(tmp_path / "o.npy")}
+    words = [*(names.get(word, word) for word in words), "--data", folder]
+    with caplog.at_level(logging.INFO):
+        main(words)
+    assert "3 of 12 images in" in caplog.text
+    assert "left out" in caplog.text
+    with pytest.raises(SystemExit):
+        main([*words, "--tolerate", "0.2"])
+    said = capsys.readouterr().err
+    assert "--exclude leaves images out, --tolerate a share of all" in said
+    assert "data.tolerate" not in said
+
+
+def test_the_share_that_a_file_of_weights_tolerates_is_given(tolerant, tmp_path, capsys):
+    run, folder = tolerant
+    state = load_file(run / "model.safetensors")
+    save_file(state, tmp_path / "w.safetensors", {"format": "pt"})
+    words = ["embed", str(tmp_path / "w.safetensors"), "--data", str(folder), "--img-size", "32"]
+    words += ["--num-heads", "1", "--features", "patch", "--out", str(tmp_path / "o.npy")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "--tolerate a share of all" in capsys.readouterr().err
+    main([*words, "--tolerate", "0.3"])
+    assert len(np.load(tmp_path / "o.npy")) == 9
+    with pytest.raises(SystemExit):
+        main([*words, "--tolerate", "1"])
+    assert "--tolerate: expected a share 0 <= tolerate < 1, got 1.0" in capsys.readouterr().err
+
+
+def test_weights_files_in_one_folder_keep_their_results(runs, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    words = ["--windows", "2", "--data", str(runs / "photos")]
+    for name in ("a.safetensors", "b.v2.safetensors", "other/a.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(runs / "tir" / "model.safetensors", name)
+        with caplog.at_level(logging.INFO):
+            main(["eval", "layers", name, *words])
+        said = "eval_layers_a.json: the result of a.safetensors is replaced; --out keeps both"
+        assert (said in caplog.text) == (name == "other/a.safetensors")
+    found = sorted(path.name for path in tmp_path.glob("eval_*"))
+    stems = "eval_layers_a", "eval_layers_b.v2"
+    assert found == [f"{stem}{end}" for stem in stems for end in (".json", ".svg")]
+    assert json.loads(Path(found[0]).read_text())["checkpoint"] == "other/a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("vit.bin", "eval_knn_vit.json"),
+        ("here/model.safetensors.index.json", "eval_knn_model.json"),
+        ("my.nets:small", "eval_knn_my.nets_small.json"),
+        (".", "eval_knn.json"),
+    ],
+)
+def test_a_result_is_named_for_what_is_no_folder(spec, name):
+    assert name_of("knn", spec) == name
 
 
 def test_files_of_another_schema_or_kind_are_not_read():

@@ -115,9 +115,10 @@ def test_a_network_is_asked_without_a_trace():
         ("frozen", 32, "model.name: .*:frozen has no parameter that needs a gradient"),
         ("gray", 32, r"model.name: .*:gray does not take images \[1, 3, 32, 32\] \(RuntimeError"),
         ("several", 32, r"expected a map \[B, D, h, w\] or tokens \[B, N, D\] of floats, got list"),
+        ("named", 32, r"of floats, got dict for .*; a module of yours that calls it and returns"),
         ("logits", 32, r"expected a map .* or tokens .*, got \[1, 12\] for \[1, 3, 32, 32\]"),
         ("channels_last", 32, r"gives \[1, 4, 4, 12\] .*, expected a map .* channels second"),
-        ("odd_tokens", 32, r"gives tokens \[1, 15, 12\] .*they are no grid \(num_prefix_tokens"),
+        ("odd_tokens", 32, r"gives 15 tokens for 32x32 px, .* the module's attribute num_prefix"),
         ("maps", 30, "data.image_size: .* 4x4 tokens for 30x30 px, expected whole pixels .* 7.5"),
         # padded: four cells of 8 px on 28 px, not of 7
         ("maps", 28, "data.image_size: .* gives 4x4 tokens for 28x28 px but .* multiple of its st"),

@@ -242,6 +242,18 @@ def test_what_contradicts_the_weights_is_named_before_any_work(weights, capsys, 
     assert re.search(message, said), said
 
 
+def test_the_recipes_own_number_of_heads_does_not_count_beside_weights(tmp_path, capsys):
+    file = tmp_path / "vit.safetensors"
+    save_file(vit(embed_dim=128).state_dict(), file)
+    with pytest.raises(SystemExit):
+        main(tiny("--init", file, "--run-dir", tmp_path / "run"))
+    message = (
+        "num_heads: unknown for 128 channels; expected --model.num-heads (the recipe's own number "
+        "does not count beside --init), or num_heads in a config.json beside the file"
+    )
+    assert message in capsys.readouterr().err
+
+
 def test_nothing_is_left_behind_by_weights_that_do_not_fit(tmp_path, weights, capsys):
     (weights / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(SystemExit):

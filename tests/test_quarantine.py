@@ -123,7 +123,7 @@ def test_the_share_of_damaged_files_is_a_setting(tmp_path):
         assert len(list(loader)) == 6
         assert len(loader.quarantined) == 3
     loader = make_loader(source, replace(QUARANTINE, tolerate=0.0), SE2(), seed=0, steps=6)
-    with loader, pytest.raises(RuntimeError, match=r"more than 0 of them \(data.tolerate\)"):
+    with loader, pytest.raises(RuntimeError, match=r"more than 0 % of them \(data.tolerate\)"):
         list(loader)
 
 

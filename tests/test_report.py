@@ -97,6 +97,18 @@ def test_it_is_whole_html_that_needs_no_network_and_no_script(markup):
     assert set(targets) <= set(found.ids)
 
 
+def test_what_every_run_logs_has_a_caption(tmp_path):
+    run = make_run(tmp_path / "run")
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    row |= {"overflowed": 0, "loss_scale": 1.0, "skipped": 0, "quarantined": 0}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"step": 9}))
+    captions = re.findall(
+        r"<figcaption><b>(.*?)</b>(.*?)</figcaption>", page(read_runs([run]), {}, [], "")
+    )
+    assert {"skipped", "quarantined", "overflowed", "loss scale"} <= {name for name, _ in captions}
+    assert [name for name, about in captions if not about.strip()] == []
+
+
 def test_it_is_made_for_everyone(markup):
     found = Checked(markup)
     assert ("meta", "name", "viewport") in found.attributes
@@ -311,9 +323,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
     run = make_run(tmp_path / "bare", machine=None)
     (run / "metrics.jsonl").write_text("")
     found = Checked(page(read_runs([run]), {}, [], "")).text
-    assert "fastequi eval equivariance RUN" in found
-    assert "fastequi eval knn RUN --data PATH" in found
-    assert "fastequi eval reconstruct RUN" in found
+    assert f"fastequi eval equivariance {run}" in found
+    assert f"fastequi eval knn {run} --data PATH" in found
+    assert f"fastequi eval reconstruct {run}" in found
     assert "metrics.jsonl is empty" in found
     assert "machine not recorded" in found
     with pytest.raises(FileNotFoundError, match=r"RUN: .*nowhere does not exist"):
@@ -465,5 +477,8 @@ def test_geometry_is_shown_in_charts_and_whole_tables(tmp_path):
 
 
 def test_a_page_without_geometry_says_how_it_is_made(tmp_path):
-    found = Checked(page(read_runs([make_run(tmp_path / "bare")]), {}, [], "")).text
-    assert "fastequi eval match RUN --data PHOTOS" in found
+    runs = [make_run(tmp_path / name) for name in ("bare", "bare too")]
+    found = Checked(page(read_runs(runs[1:]), {}, [], "")).text
+    assert f"fastequi eval match '{runs[1]}' --data PHOTOS" in found
+    found = Checked(page(read_runs(runs), {}, [], "")).text
+    assert "fastequi eval match RUN --data PHOTOS" in found  # of several

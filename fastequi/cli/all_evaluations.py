@@ -61,8 +61,8 @@ class AllOptions(VitOptions):
     device: str = "auto"
     """Where they run: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; eval_all.json in the CHECKPOINT folder by default. Those of the evaluations are
-    written beside it."""
+    """JSON file; eval_all.json in the CHECKPOINT folder by default, of a file eval_all_FILE.json.
+    Those of the evaluations are written beside it."""
 
 
 def every(argv: list[str]) -> None:
@@ -73,15 +73,20 @@ def every(argv: list[str]) -> None:
     _expect_places(options)
 
     from fastequi.evaluate.encoders import load_encoder, load_other
-    from fastequi.evaluate.results import place, save, writable, write
+    from fastequi.evaluate.results import name_of, place, save, writable, write
 
     stated = options.stated()
     encoder = load_encoder(options.checkpoint, options.device, stated)
     for other in options.against:
         load_other(other, options.device, stated)
     file = place("all", options.checkpoint, options.out)
-    _expect_own(file)
-    for each in (file.with_suffix(".txt"), *(_file_of(kind, file) for kind in kinds)):
+    own_files = {
+        kind: file.with_name(name_of(kind, options.checkpoint))
+        for kind in evaluations.KINDS
+        if kind != "all"
+    }
+    _expect_own(file, own_files)
+    for each in (file.with_suffix(".txt"), *(own_files[kind] for kind in kinds)):
         writable(each)
     start = time.monotonic()
     figures: list[dict[str, str]] = []
@@ -96,7 +101,7 @@ def every(argv: list[str]) -> None:
     with _told(kinds, figures, file):
         for number, kind in enumerate(here, 1):
             print(f"eval {kind} ({number} of {len(here)})", file=sys.stderr, flush=True)
-            own, text, begun = _file_of(kind, file), io.StringIO(), time.monotonic()
+            own, text, begun = own_files[kind], io.StringIO(), time.monotonic()
             try:
                 with redirect_stdout(text):
                     getattr(evaluations, kind)(_words(kind, options, own))
@@ -181,15 +186,15 @@ def _expect_places(options: AllOptions) -> None:
                 raise ValueError(f"--{option}: expected a path that exists, got {given!r}")
 
 
-def _file_of(kind: str, page: Path) -> Path:
-    """Where an evaluation leaves its own figures, beside the page."""
-    return page.with_name(f"eval_{kind}.json")
+def _expect_own(page: Path, others: Mapping[str, Path]) -> None:
+    """Raises ValueError for a page in whose place another file of this command is written.
 
-
-def _expect_own(page: Path) -> None:
-    """Raises ValueError for a page in whose place another file of this command is written."""
-    for kind in evaluations.KINDS:
-        if kind != "all" and page == _file_of(kind, page):
+    Args:
+        page: where the page is written.
+        others: where each evaluation leaves its own figures.
+    """
+    for kind, file in others.items():
+        if page == file:
             raise ValueError(
                 f"--out: expected a file for the page, got {page}, in which eval {kind} leaves its "
                 f"own figures"

@@ -12,7 +12,7 @@ import tyro
 
 from fastequi import limits
 from fastequi.cli.hints import unknown
-from fastequi.cli.image_options import Patterned, Several, as_images, flat
+from fastequi.cli.image_options import Patterned, Several, Tolerant, as_images, flat
 from fastequi.cli.network_options import for_network
 from fastequi.cli.parsing import expect_known, given, parse
 from fastequi.cli.pretraining import PretrainOptions, dated, expect_one_end, expect_online_probe
@@ -108,7 +108,7 @@ class ScenesOptions:
 
 
 @dataclass(frozen=True)
-class VisualizeOptions(Patterned, VitOptions):
+class VisualizeOptions(Tolerant, VitOptions):
     """Pictures of an encoder's features: reconstructions, PCA of patches, attention, rotations."""
 
     checkpoint: tyro.conf.Positional[str]
@@ -141,7 +141,7 @@ class ExportOptions(VitOptions):
 
 
 @dataclass(frozen=True)
-class ReportOptions(Patterned):
+class ReportOptions(Tolerant):
     """One HTML page about one or several runs; it needs neither network nor scripts."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -329,7 +329,7 @@ def _scenes(argv: list[str]) -> None:
         expect_memory(f"--{name}", getattr(settings, name), _SCENE, cpu)
     expect_size("--frames", settings.frames, partial(bytes_at_once, settings, size), cpu)
     places = flat(options.photos)
-    photos = as_images(Selection(places, option="--photos")) if places else None
+    photos = as_images(Selection(places, option="--photos", tolerate_as="")) if places else None
     with Progress("making scenes") as bar:
         made = make(options.out, photos, settings, lambda i, n: bar.say(i / n, f"{i} of {n}"))
     print(f"{options.out}" if made else f"{options.out} holds them already")
@@ -401,14 +401,18 @@ def _choose(
     what: str, argv: list[str], known: dict[str, str], form: str
 ) -> tuple[str, list[str]] | None:
     """The first word, which must be known, and the rest; None if help was printed."""
-    usage = f"usage: {form}\n\n" + "\n".join(f"  {name:14s}{does}" for name, does in known.items())
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage)
+        lines = "\n".join(f"  {name:14s}{does}" for name, does in known.items())
+        print(f"usage: {form}\n\n{lines}")
         return None
+    listed_by = f"{' '.join(form.split()[:2])} --help"
     if argv[0].startswith("-"):
-        raise ValueError(f"the {what} is missing before {argv[0]}\n\n{usage}")
+        raise ValueError(
+            f"the {what} is missing before {argv[0]}, expected one of {', '.join(known)} "
+            f"({listed_by} lists all)"
+        )
     if argv[0] not in known:
-        raise unknown(what, argv[0], known, usage)
+        raise unknown(what, argv[0], known, listed_by)
     return argv[0], argv[1:]
 
 

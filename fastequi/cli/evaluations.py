@@ -16,7 +16,7 @@ from fastequi.cli.geometry import (  # noqa: F401
     position,
     propagate,
 )
-from fastequi.cli.image_options import Patterned, Several, as_images, expect_places, images_of
+from fastequi.cli.image_options import Several, Tolerant, as_images, expect_places, images_of
 from fastequi.cli.parsing import at_least, is_given, memory_for, parse
 from fastequi.cli.vit_options import VitOptions
 from fastequi.config import PathConfig
@@ -47,7 +47,7 @@ _LABELLED = 'folders of classes, shards, lists or "digits"'
 
 
 @dataclass(frozen=True)
-class EquivarianceOptions(Patterned, VitOptions):
+class EquivarianceOptions(Tolerant, VitOptions):
     """R² of rotation, translation, SE(2), colour and blur, predicted from the frozen features of
     image pairs, beside baselines: raw pixels, the transformed image alone, a random init."""
 
@@ -96,12 +96,13 @@ class EquivarianceOptions(Patterned, VitOptions):
     device: Device = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, with --zero-fill
-    eval_equivariance_zero_fill.json."""
+    """JSON file; by default eval_equivariance.json in the CHECKPOINT folder, of a file
+    eval_equivariance_FILE.json in the current folder; with --zero-fill eval_equivariance_zero_fill
+    in place of eval_equivariance."""
 
 
 @dataclass(frozen=True)
-class KnnOptions(Patterned, VitOptions):
+class KnnOptions(Tolerant, VitOptions):
     """Classes predicted from the nearest neighbours, k = 5, 10, 20, 200, temperature .07, beside
     baselines: raw pixels, a random init."""
 
@@ -123,7 +124,8 @@ class KnnOptions(Patterned, VitOptions):
     device: Device = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default, of a file eval_KIND_FILE.json
+    in the current folder."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class LinearOptions(KnnOptions):
 
 
 @dataclass(frozen=True)
-class ReconstructOptions(Patterned):
+class ReconstructOptions(Tolerant):
     """PSNR and SSIM of the predicted images, beside their baseline, the nearer view; spectra of
     z_inv and z_equi."""
 
@@ -158,7 +160,7 @@ class ReconstructOptions(Patterned):
 
 
 @dataclass(frozen=True)
-class EmbedOptions(Patterned, VitOptions):
+class EmbedOptions(Tolerant, VitOptions):
     """Features of images, in sorted order, with the list of their files beside them."""
 
     checkpoint: Checkpoint
@@ -183,7 +185,7 @@ class EmbedOptions(Patterned, VitOptions):
 
 
 @dataclass(frozen=True)
-class RotNetOptions(Patterned):
+class RotNetOptions(Tolerant):
     """Accuracy of a RotNet run's predicted rotations (chance .25), and class probes on its blocks,
     beside baselines: raw pixels, a random init."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from fastequi.cli.image_options import Patterned, Several, expect_places, flat, images_of
+from fastequi.cli.image_options import Patterned, Several, Tolerant, expect_places, flat, images_of
 from fastequi.cli.parsing import at_least, is_given, parse
 from fastequi.cli.vit_options import VitOptions
 
@@ -32,7 +32,8 @@ class GeometryOptions(Patterned, VitOptions):
     device: str = "auto"
     """Where it runs: auto, cpu, cuda or cuda:1."""
     out: Path | None = None
-    """JSON file; eval_KIND.json in the CHECKPOINT folder by default."""
+    """JSON file; eval_KIND.json in the CHECKPOINT folder by default, of a file eval_KIND_FILE.json
+    in the current folder."""
     cache: Path | None = None
     """Folder for maps of tokens, which other evaluations of the same images find; by default in
     fastequi's cache folder."""
@@ -46,7 +47,12 @@ class GeometryOptions(Patterned, VitOptions):
 
 
 @dataclass(frozen=True)
-class MatchOptions(GeometryOptions):
+class PhotographOptions(Tolerant, GeometryOptions):
+    """What those take that need photographs alone."""
+
+
+@dataclass(frozen=True)
+class MatchOptions(PhotographOptions):
     """Recall of tokens' nearest neighbours between two views of a photograph, clean and with
     changed light, beside baselines: raw patches, position only, a random init. With SPair-71k's
     folder as --data instead PCK of its keypoints."""
@@ -62,7 +68,7 @@ class MatchOptions(GeometryOptions):
 
 
 @dataclass(frozen=True)
-class HomographyOptions(GeometryOptions):
+class HomographyOptions(PhotographOptions):
     """Corner errors of homographies between two views of a photograph, clean and with changed
     light, estimated from matches of tokens (RANSAC, least squares) and by a head of three
     convolutions, beside baselines: no motion, raw patches, position only, a random init. With
@@ -82,7 +88,7 @@ class HomographyOptions(GeometryOptions):
 
 
 @dataclass(frozen=True)
-class LayersOptions(GeometryOptions):
+class LayersOptions(PhotographOptions):
     """Equivariance and invariance of the tokens of every block, under turns, flips and shifts that
     are exact on their grid, beside baselines: raw patches, position only, a random init."""
 
@@ -95,7 +101,7 @@ class LayersOptions(GeometryOptions):
 
 
 @dataclass(frozen=True)
-class PositionOptions(GeometryOptions):
+class PositionOptions(PhotographOptions):
     """R² of a token's row and column, read from the tokens of every block by ridge regression, and
     the same after the directions that say them are projected out, beside baselines."""
 
@@ -228,7 +234,7 @@ def propagate(argv: list[str]) -> None:
 
 
 _OF_PHOTOGRAPHS = (
-    *("--test-data", "--include", "--exclude"),
+    *("--test-data", "--include", "--exclude", "--tolerate"),
     *("--families", "--pairs", "--train-pairs", "--epochs"),
 )
 

@@ -48,9 +48,9 @@ OF_SCANS = ("--axes", "--array", "--nodata", "--pages")  # options of no other c
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that begins like this one, else the most similar; None if none is similar."""
+    """The known word that begins like this one, in any case, else the most similar, if one is."""
     words = list(known)
-    begun = [other for other in words if word and other.startswith(word)]
+    begun = [other for other in words if word and other.lower().startswith(word.lower())]
     return next(iter(begun or difflib.get_close_matches(word, words, n=1)), None)
 
 
@@ -94,6 +94,14 @@ def _last(flag: str) -> str:
     return flag.removeprefix("--").rpartition(".")[2]
 
 
-def unknown(what: str, name: str, known: Iterable[str], usage: str) -> ValueError:
-    """The error of a word that is none of those known, with the nearest one."""
-    return ValueError(f"unknown {what} {name!r}{meant(name, known)}\n\n{usage}")
+def unknown(what: str, name: str, known: Iterable[str], listed_by: str) -> ValueError:
+    """The error of a word that is none of those known: with the nearest one, else with all.
+
+    Args:
+        what: it should be.
+        name: the word.
+        known: those that are.
+        listed_by: the command that says more of them.
+    """
+    hint = meant(name, known) or f", expected one of {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}{hint} ({listed_by} lists all)")

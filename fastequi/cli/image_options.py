@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -36,6 +36,26 @@ class Patterned:
         return Selection.of(Selection(flat(places), patterns, option))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tolerant(Patterned):
+    """Options of a command that computes features of images, of which some may be unreadable."""
+
+    tolerate: float | None = None
+    """Largest share of the images that may be unreadable, and are left out; by default that of the
+    CHECKPOINT's run (its data.tolerate), and a tenth where it is no run's."""
+
+    def selection(self, places: tuple[tuple[str, ...], ...], option: str = "--data") -> Selection:
+        """As of :class:`Patterned`.
+
+        Raises:
+            ValueError: as there, or no share is given.
+        """
+        if self.tolerate is not None and not 0 <= self.tolerate < 1:
+            raise ValueError(f"--tolerate: expected a share 0 <= tolerate < 1, got {self.tolerate}")
+        chosen = super().selection(places, option)
+        return replace(chosen, tolerate=self.tolerate, tolerate_as="--tolerate")
+
+
 def flat(given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """All values of a repeated option."""
     return tuple(word for words in given for word in words)
@@ -47,7 +67,7 @@ def as_images(selection: Selection) -> Selection:
         str(idx.as_files(place, "train", cache_folder())) if idx.is_idx_folder(place) else place
         for place in selection.places
     ]
-    return Selection(tuple(places), selection.patterns, selection.option)
+    return replace(selection, places=tuple(places))
 
 
 def images_of(

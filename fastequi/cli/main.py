@@ -7,7 +7,7 @@ import os
 import sys
 from importlib import import_module
 
-from fastequi.cli.hints import meant
+from fastequi.cli.hints import unknown
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.urls import READ, expect_shards, scheme
 from fastequi.runtime import interrupts, streams
@@ -54,7 +54,7 @@ def _run(name: str, words: list[str]) -> int:
             return 0
         leave_with_launcher()
         if name not in _COMMANDS:
-            raise ValueError(f"unknown command {name!r}{meant(name, _COMMANDS)}\n\n{_usage()}")
+            raise unknown("command", name, _COMMANDS, "fastequi --help")
         _expect_local(words)
         getattr(import_module("fastequi.cli.commands"), name)(words)
         sys.stdout.flush()

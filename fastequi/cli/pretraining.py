@@ -107,6 +107,8 @@ def pretrain(argv: list[str]) -> None:
     if options.resume and options.run_dir is None:
         raise ValueError("--resume: expected --run-dir, the folder of the run to continue")
 
+    from fastequi.models.foreign_names import expect_importable
+    from fastequi.resuming import check_start
     from fastequi.runtime import checkpoint
     from fastequi.train import pretrain as run
 
@@ -114,6 +116,9 @@ def pretrain(argv: list[str]) -> None:
     if options.run_dir is None and "WORLD_SIZE" in os.environ:
         raise ValueError("--run-dir: expected one under torchrun, whose processes share it")
     run_dir = options.run_dir or dated(name)
+    check_start(config, run_dir, options.resume)
+    if config.model.is_foreign:
+        expect_importable(config.model.name)
     interrupts.outlook = partial(checkpoint.outlook, run_dir)
     source = _source(options, config)
     resume, max_steps = options.resume, options.max_steps
@@ -161,9 +166,12 @@ def _pretrain_options(argv: list[str]) -> tuple[str, PretrainOptions]:
         argv = [begun.recipe, *argv]
     name, *rest = argv
     if name.startswith("-"):
-        raise ValueError(f"RECIPE is missing before {name}\n\n{_pretrain_usage()}")
+        raise ValueError(
+            f"RECIPE is missing before {name}, expected one of {', '.join(RECIPES)} "
+            f"(fastequi pretrain --help lists all)"
+        )
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES, _pretrain_usage())
+        raise unknown("recipe", name, RECIPES, "fastequi pretrain --help")
     if begun is not None and begun.recipe not in ("", name):
         raise ValueError(
             f"--resume: {begun.run_dir} is a run of the recipe {begun.recipe}, got {name}; "

@@ -38,7 +38,6 @@ from fastequi.data.pixels import Pixels, pixels_of
 from fastequi.data.read_ahead import ReadAhead
 from fastequi.data.sampler import Sampler, Step
 from fastequi.data.sources.images import Source
-from fastequi.data.sources.of_index import tolerated
 from fastequi.data.sources.parts import file_of
 from fastequi.data.views.batch import Batch, Masks, Overlaps
 from fastequi.data.views.masks import block_masks
@@ -351,15 +350,16 @@ class Loader:
         return found
 
     def _check_count(self, error: Exception | None = None) -> None:
-        count, total, share = len(self.quarantined), len(self.source), self.cfg.tolerate
-        if count == total or count > tolerated(total, share):
+        count, total = len(self.quarantined), len(self.source)
+        tolerance = replace(self.source.tolerance, share=self.cfg.tolerate)
+        if count == total or count > tolerance.allowed(total):
             named = ", ".join(list(self.quarantined)[:10])
             reasons = Counter(self.quarantined.values())
             others = reasons.pop(_ELSEWHERE, 0)  # says what this one does not
             reason, many = (reasons or Counter({_ELSEWHERE: others})).most_common(1)[0]
             raise RuntimeError(
-                f"{count} of {total} images cannot be decoded, more than {share:.4g} of them "
-                f"(data.tolerate): {named}; the reason of {many}: {reason}"
+                f"{count} of {total} images cannot be decoded, more than {tolerance}: "
+                f"{named}; the reason of {many}: {reason}"
             ) from error
 
     def _to_device(self, params: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from fastequi.data.drawn import Drawn
 from fastequi.data.given import Given, usable_threads
 from fastequi.data.pixels import pixels_of
 from fastequi.data.sources.images import WHOLE, Source
-from fastequi.data.sources.of_index import tolerated
 from fastequi.data.views.parameters import ViewParams
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def read(
 
     Raises:
         ImportError: DALI is not installed.
-        RuntimeError: more than 10 % of the files (and more than one) cannot be decoded.
+        RuntimeError: more of the files cannot be decoded than the source tolerates.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected 0 < share <= 1, got {share}")
@@ -101,9 +100,10 @@ def read(
                         name = source.names[i]
                         logger.warning("%s cannot be decoded and is left out (%s)", name, why)
                     bad += len(found)
-                    if bad == len(source) or bad > tolerated(len(source)):
+                    if bad == len(source) or bad > source.tolerance.allowed(len(source)):
                         raise RuntimeError(
-                            f"{bad} of {len(source)} images cannot be decoded, more than 10 %"
+                            f"{bad} of {len(source)} images cannot be decoded, more than "
+                            f"{source.tolerance}"
                         ) from error
                     left = np.array([i for i in left if int(i) not in found], np.int64)
                     break

@@ -16,6 +16,7 @@ from fastequi.data.sources.images import Source
 from fastequi.data.sources.kinds import Kind, counts
 from fastequi.data.sources.measured import PERCENTILES, Measured, in_unit
 from fastequi.data.sources.parts import part_named
+from fastequi.data.sources.tolerance import Tolerance
 from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def wanted(cfg: DataConfig) -> Wanted:
             f"{cfg.file_part!r}"
         )
     known = cfg.file_channels, cfg.file_depth
-    return Wanted(cfg.channels, one_depth, *known, part=cfg.file_part)
+    tolerance = Tolerance(cfg.tolerate)
+    return Wanted(cfg.channels, one_depth, *known, part=cfg.file_part, tolerance=tolerance)
 
 
 def settled(cfg: DataConfig, source: Source) -> DataConfig:

@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from fastequi.config import TrainConfig
-from fastequi.data.sources.selection import Data
+from fastequi.data.sources.selection import Data, Selection
 from fastequi.data.sources.splits import photographs
 from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.encoders import expect_the_same_images, load_all
 from fastequi.evaluate.pair_reports import Report, summary
 from fastequi.evaluate.photo_windows import images_for
 from fastequi.evaluate.results import documented, not_held_out, place, save
-from fastequi.evaluate.tasks import Budget, Task, score_tasks, tasks
+from fastequi.evaluate.tasks import Budget, Task, for_encoder, score_tasks, tasks
 from fastequi.methods.tir import TIR
 from fastequi.runtime.progress import Status, remaining
 from fastequi.weights.architecture import UNSTATED, Stated
@@ -63,7 +63,7 @@ def evaluate_equivariance(
     file = place("equivariance" + "_zero_fill" * budget.zero_fill, spec, out)
     used = not_held_out((spec, *against), *((train, test) if data else (None, None)))
     seen, fitted = used["test_seen_in_training"], used["test_used_for_fitting"]
-    of = "held-out photographs" if data else "held-out parts of the photographs"
+    of = "held-out photographs" if data else "held-out parts of the embedded photographs"
     if fitted:
         of = f"photographs, {fitted} of {len(test)} AMONG THOSE THAT PROBES ARE FITTED ON"
     elif most := max((n or 0 for n in seen.values()), default=0):
@@ -74,6 +74,15 @@ def evaluate_equivariance(
         print(f"no base without reconstruction beside {spec}: --against its run adds the rows")
     if encoder.fresh is None:
         print(f"{spec} cannot be made again, so there are no rows of its random init")
+    chosen = for_encoder(tasks() if chosen is None else chosen, encoder)
+    where = "the left and right parts of the embedded photographs"
+    if data is not None:
+        where = " and ".join(str(Selection.of(each)) for each in (data, test_data) if each)
+    print(
+        f"{'; '.join(chosen)}: for each {budget.train_pairs:,} pairs of {len(train)} photographs "
+        f"to fit probes on, {budget.test_pairs:,} pairs of {len(test)} to test them: {where}",
+        flush=True,
+    )
     about = {
         **documented(data),
         "photographs": {"train": len(train), "test": len(test)},
@@ -95,7 +104,7 @@ def evaluate_equivariance(
             encoders,
             train,
             test,
-            tasks() if chosen is None else chosen,
+            chosen,
             budget=budget,
             on_row=on_row,
             on_report=on_report,

@@ -7,7 +7,9 @@ alone predict much of colour and blur), and the same encoder at random initialis
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -90,7 +92,8 @@ def score_pairs(
         probes: of `PROBES`.
         fewer: numbers of training pairs that the probes are fitted on once more, the first ones.
         pixels: of `PIXELS`, the baselines that need no encoder.
-        on_row: called with the label of the row that comes next, and the share of rows done.
+        on_row: called with the label of a row when it begins and after each of its probes, and the
+            share that is done; by other threads too.
 
     Returns:
         By the number of training pairs, all of them first, the reports of every test set. For
@@ -118,6 +121,9 @@ def score_pairs(
     def begun(label: str) -> None:
         on_row(label, count / total)
 
+    def part_done(label: str, parts: int, ended: int) -> None:
+        on_row(label, (count + ended / parts) / total)
+
     inputs = _inputs(
         encoders,
         train,
@@ -129,7 +135,9 @@ def score_pairs(
     )
     for found in inputs:
         named = list(_fits(found, train.params, sizes, probes, fit))
-        predicted = side_by_side([job for *_, job in named], train.params.device)
+        say = partial(part_done, found.row.label, len(named))
+        jobs = _told([job for *_, job in named], say)
+        predicted = side_by_side(jobs, train.params.device)
         for (n, probe, _), pred in zip(named, predicted, strict=True):
             add(n, found.row, probe, pred)
         del named
@@ -235,6 +243,21 @@ def _fits(
             yield n, f"mlp{found.pooling}", partial(mlp_probe, x[:n], y, x_test, fit)
         if "ridge" in probes:
             yield n, f"ridge{found.pooling}", partial(_ridge, x[:n], y, x_test)
+
+
+def _told(
+    jobs: Sequence[Callable[[], Tensor]], say: Callable[[int], None]
+) -> list[Callable[[], Tensor]]:
+    """The same jobs, which say how many of them have ended, one after the other."""
+    ended, lock = itertools.count(1), threading.Lock()
+
+    def run(job: Callable[[], Tensor]) -> Tensor:
+        found = job()
+        with lock:
+            say(next(ended))
+        return found
+
+    return [partial(run, job) for job in jobs]
 
 
 def _ridge(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:

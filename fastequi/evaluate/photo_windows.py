@@ -23,12 +23,14 @@ _SCALED, _PER_DECODE, _BATCH = 256, 8, 256  # _PER_DECODE at most; all are power
 def values_of(of: Encoder | DataConfig) -> DataConfig:
     """Settings that say which channels an encoder's images have, or a run's, and which values.
 
-    Of a run that keeps channels its files' number of them too, as others have other channels there;
+    Of a run also the share of images that may be unreadable. Of one that keeps channels its files
+    number of them too, as others have other channels there;
     and, of a range in the files' own numbers, their depth, as those of others mean other values.
     """
     names = ("channels", "value_range", "mean", "std")
     values = DataConfig(**{name: getattr(of, name) for name in names})
     data = of if isinstance(of, DataConfig) else of.config.data if of.config else values
+    values = replace(values, tolerate=data.tolerate)
     if data.channels != values.channels:
         return values
     ranged = values.value_range == data.value_range != DTYPE
@@ -90,6 +92,7 @@ def window_loader(
         batch_size=_BATCH,
         samples_per_decode=per_decode,
         repeat=max(-(-16 * decodes // len(source)), 1),
+        tolerate=source.tolerance.share,
     )
     return make_loader(source, cfg, path, seed=seed, device=device)
 

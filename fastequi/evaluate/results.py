@@ -38,6 +38,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ from fastequi.data.sources.splits import shared
 from fastequi.evaluate.encoder import Encoder
 from fastequi.evaluate.geometry.kinds import KINDS as GEOMETRY
 from fastequi.runtime.machine import machine
+from fastequi.weights.files import INDEX, SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -148,19 +150,28 @@ def save(
         "encoder": encoder.name,
         "image_size": encoder.image_size,
     }
-    _say_replaced(file, document.get("data"))
+    _say_replaced(file, spec, document.get("data"))
     write(file, json.dumps({**head, **document}, indent=1, default=_as_json) + "\n")
 
 
-def _say_replaced(file: Path, data: Any) -> None:
-    """Names the images of the result that is replaced, if they are others."""
+def _say_replaced(file: Path, spec: str, data: Any) -> None:
+    """Names encoder and images of the result that is replaced, those that are others."""
     try:
-        before = json.loads(file.read_text(encoding="utf-8")).get("data")
+        before = json.loads(file.read_text(encoding="utf-8"))
+        encoder, images = before.get("checkpoint"), before.get("data")
     except (OSError, ValueError, AttributeError):
         return
-    if before and before != data:
-        shown = before if isinstance(before, str) else " ".join(map(str, before))
-        logger.info("%s: the result of %s is replaced; --out keeps both", file, shown)
+    others = [encoder] if encoder and not _is_same(encoder, spec) else []
+    if images and images != data:
+        others.append(images if isinstance(images, str) else " ".join(map(str, images)))
+    if others:
+        logger.info("%s: the result of %s is replaced; --out keeps both", file, " on ".join(others))
+
+
+def _is_same(encoder: str, spec: str) -> bool:
+    """Whether two specs name one encoder, by other paths too."""
+    ours, theirs = (Path(one).expanduser() for one in (encoder, spec))
+    return encoder == spec or ours.absolute() == theirs.absolute()
 
 
 def write(file: Path, text: str) -> None:
@@ -186,13 +197,24 @@ def _as_json(value: Any) -> Any:
 
 
 def place(kind: str, spec: str, out: Path | None) -> Path:
-    """`out`, else eval_KIND.json in the evaluated run's folder, else in the current folder.
+    """`out`, else :func:`name_of` in the evaluated run's folder, else in the current folder.
 
     Raises:
         ValueError: it cannot be written.
     """
     folder = Path(spec).expanduser()
-    return writable(out or (folder if folder.is_dir() else Path()) / f"eval_{kind}.json")
+    return writable(out or (folder if folder.is_dir() else Path()) / name_of(kind, spec))
+
+
+def name_of(kind: str, spec: str) -> str:
+    """eval_KIND.json of a folder; of a file of weights or a function eval_KIND_NAME.json, as there
+    may be several whose results are left in one folder."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return f"eval_{kind}.json"
+    name = path.name.removesuffix(INDEX)
+    stem = next((name.removesuffix(end) for end in SUFFIXES if name.endswith(end)), name)
+    return f"eval_{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', stem)}.json"
 
 
 def _not_written(file: Path, error: OSError) -> ValueError:

@@ -136,8 +136,11 @@ class ForeignEncoder(TokenEncoder):
             if rows * columns == places > 0 and rows * width == columns * height:
                 return rows, columns
             raise ValueError(
-                f"model.name: {self.name} gives tokens {shape} for {height}x{width} px; without "
-                f"{prefix} prefix tokens they are no grid (num_prefix_tokens says how many)"
+                f"model.name: {self.name} gives {shape[1]} tokens for {height}x{width} px, "
+                f"{places} of them patches', expected as many as a grid of the image's shape has "
+                f"(a square's is square): where some of them are class or register tokens, which "
+                f"come first, the module's attribute num_prefix_tokens says how many; it is "
+                f"{prefix}"
             )
         if height == width and shape[2] != shape[3]:
             raise ValueError(
@@ -241,7 +244,7 @@ def dry_forward(
     if not kinds or len(out) != 1 or 0 in out.shape:
         raise ValueError(
             f"model.name: {name}: expected a map [B, D, h, w] or tokens [B, N, D] of floats, got "
-            f"{shape} for {[1, *image]}"
+            f"{shape} for {[1, *image]}{_chosen(out)}"
         )
     return out
 
@@ -258,6 +261,13 @@ def _asked(network: nn.Module) -> Iterator[Tensor]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _chosen(out: object) -> str:
+    """How a network is used whose output holds a tensor of several."""
+    if isinstance(out, Tensor):
+        return ""
+    return "; a module of yours that calls it and returns that tensor alone can be named instead"
 
 
 def _channels(in_chans: int) -> str:

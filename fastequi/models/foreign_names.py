@@ -48,6 +48,22 @@ def create(name: str, image_size: int, in_chans: int = 3) -> ForeignEncoder:
     return ForeignEncoder(name, *found, image_size, in_chans)
 
 
+def expect_importable(name: str) -> None:
+    """Refuses a name whose package or function cannot be imported, before anything is made of it.
+
+    Raises:
+        ImportError: its package is not installed.
+        ValueError: there is no such function or folder.
+    """
+    kind, _, what = name.partition(":")
+    if kind not in _INSTALLED:
+        _function(name)
+        return
+    if kind == "hf":
+        _config_folder(what)
+    _package(_INSTALLED[kind], name)
+
+
 def imported(spec: str) -> Any:
     """What `package.module:name` names; also found from the current folder.
 
@@ -185,12 +201,18 @@ def _output_of(layer: str, network: nn.Module, images: Tensor) -> Tensor:
     return outputs[-1]
 
 
-def _of_huggingface(folder: str, image_size: int, in_chans: int) -> tuple[nn.Module, Reading]:
-    name, path = f"hf:{folder}", Path(folder).expanduser()
+def _config_folder(folder: str) -> Path:
+    path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise ValueError(
-            f"model.name: {name}: expected a folder with a config.json, seen from {os.getcwd()}"
+            f"model.name: hf:{folder}: expected a folder with a config.json, seen from "
+            f"{os.getcwd()}"
         )
+    return path
+
+
+def _of_huggingface(folder: str, image_size: int, in_chans: int) -> tuple[nn.Module, Reading]:
+    name, path = f"hf:{folder}", _config_folder(folder)
     transformers = _package("transformers", name)
     with _made(name, image_size):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
@@ -213,14 +235,18 @@ def _last_hidden_state(options: dict[str, bool], network: nn.Module, images: Ten
     return network(pixel_values=images, **options).last_hidden_state
 
 
-def _of_function(name: str) -> tuple[nn.Module, Reading]:
+def _function(name: str) -> Callable[[], object]:
     try:
-        function = imported(name)
+        return imported(name)  # type: ignore[no-any-return]
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"model.name: {name} cannot be imported ({what}), also not from {os.getcwd()}"
         ) from error
+
+
+def _of_function(name: str) -> tuple[nn.Module, Reading]:
+    function = _function(name)
     try:
         network = function()
     except Exception as error:
@@ -240,4 +266,5 @@ def _called(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
 
+_INSTALLED = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 _PACKAGES = {"timm": _of_timm, "torchvision": _of_torchvision, "hf": _of_huggingface}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from importlib import resources
 
@@ -35,6 +36,10 @@ _ABOUT = {
     "accuracy": "share of rotations predicted correctly",
     "images_per_s": "the whole loop, data included",
     "data_wait": "share of the time spent awaiting data",
+    "skipped": "steps left out so far: their loss or gradient was not finite",
+    "overflowed": "steps left out so far: their gradients overflowed in float16",
+    "loss_scale": "factor of the loss against underflow in float16",
+    "quarantined": "images left out so far: they cannot be decoded",
 }
 
 _HOW = (
@@ -149,11 +154,13 @@ def _metric(runs: Sequence[Run], metric: str) -> str:
 
 
 def _missing(runs: Sequence[Run], has: Callable[[Run], object], what: str, how: str) -> str:
-    """Which runs lack something, and the command that makes it."""
+    """Which runs lack something, and the command that makes it; of one run with its folder."""
     lacking = [i for i, run in enumerate(runs) if not has(run)]
     if not lacking:
         return ""
     names = [badge(i) if len(runs) > 1 else tag("b", text(runs[i].name)) for i in lacking]
+    if len(lacking) == 1:
+        how = how.replace("RUN", shlex.quote(str(runs[lacking[0]].folder)))
     note = f"No {text(what)} in {' '.join(names)}. Made by {tag('code', text(how))}."
     return tag("p", note, class_="missing")
 

@@ -86,6 +86,7 @@ class Asked:
     Attributes:
         file: that the file is named by.
         num_heads, img_size, network, channels: of :class:`Stated`.
+        of_num_heads: why the number of heads has to be given, beside that the file lacks it.
     """
 
     file: str = "CHECKPOINT"
@@ -93,6 +94,7 @@ class Asked:
     img_size: str = "--img-size"
     network: str = "--network"
     channels: str = "--channels"
+    of_num_heads: str = ""
 
 
 ASKED = Asked()
@@ -258,9 +260,10 @@ def _heads(dim: int, class_token: bool, stated: Stated, asked: Asked) -> tuple[i
         heads = usual_heads(dim, class_token)
         assumed = [f"num_heads {heads} (usual at {dim} channels)"]
     if heads is None:
+        why = f" ({asked.of_num_heads})" if asked.of_num_heads else ""
         raise ValueError(
-            f"num_heads: unknown for {dim} channels; expected {asked.num_heads}, or num_heads in a "
-            f"config.json beside the file"
+            f"num_heads: unknown for {dim} channels; expected {asked.num_heads}{why}, or num_heads "
+            f"in a config.json beside the file"
         )
     if dim % heads:
         raise ValueError(f"num_heads: expected a divisor of its {dim} channels, got {heads}")

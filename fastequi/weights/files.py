@@ -25,12 +25,12 @@ from fastequi.runtime import manifest
 State = dict[str, Tensor]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_INDEX = ".index.json"
+INDEX = ".index.json"
 _FIRST = (
     "model.safetensors",
-    f"model.safetensors{_INDEX}",
+    f"model.safetensors{INDEX}",
     "pytorch_model.bin",
-    f"pytorch_model.bin{_INDEX}",
+    f"pytorch_model.bin{INDEX}",
 )
 _PICKLE = 0x80  # first byte of torch.save's older format
 _NAMED = 3  # files or names in a message
@@ -73,7 +73,7 @@ def holds_weights(path: Path) -> bool:
     """Whether a path is a file of weights by its name, or a folder with such files."""
     if path.is_dir():
         return any(one.is_file() and holds_weights(one) for one in path.iterdir())
-    return path.name.endswith((*SUFFIXES, _INDEX))
+    return path.name.endswith((*SUFFIXES, INDEX))
 
 
 def read_weights(path: Path) -> Contents:
@@ -86,7 +86,7 @@ def read_weights(path: Path) -> Contents:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     file = _of_folder(path) if path.is_dir() else path
-    if file.name.endswith(_INDEX):
+    if file.name.endswith(INDEX):
         files, tensors = _shards(file)
         return Contents(path, files, tensors, {})
     if not file.name.endswith(SUFFIXES):
@@ -117,7 +117,7 @@ def _of_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     names = sorted(one.name for one in folder.iterdir())
-    for kind in (_INDEX, ".safetensors", (".pth", ".pt", ".bin")):
+    for kind in (INDEX, ".safetensors", (".pth", ".pt", ".bin")):
         found = [name for name in names if name.endswith(kind)]
         if len(found) > 1:
             raise ValueError(f"{folder} holds several files ({some(found)}): name one of them")

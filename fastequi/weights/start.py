@@ -25,7 +25,10 @@ from fastequi.weights.architecture import Asked, Stated, options_of
 from fastequi.weights.reader import Weights, fill, load_weights
 from fastequi.weights.report import Report
 
-INIT = Asked("--init", "--model.num-heads", "--init.img-size", "--init.network", "--init.channels")
+INIT = Asked(
+    *("--init", "--model.num-heads", "--init.img-size", "--init.network", "--init.channels"),
+    of_num_heads="the recipe's own number does not count beside --init",
+)
 
 _SIZE = ("embed_dim", "depth", "num_heads", "mlp", "mlp_hidden")  # of which the name says some
 _REST = (

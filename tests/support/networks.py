@@ -97,6 +97,10 @@ def several():
     return Reads(lambda maps: [maps, maps])
 
 
+def named():
+    return Reads(lambda maps: {"features": maps})
+
+
 def odd_tokens():
     return Reads(lambda maps: maps.flatten(2).transpose(1, 2)[:, 1:])
 

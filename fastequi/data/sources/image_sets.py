@@ -31,19 +31,21 @@ from fastequi.data.sources.headers import headers_of
 from fastequi.data.sources.images import WHOLE, Region, Source, united
 from fastequi.data.sources.index import Index
 from fastequi.data.sources.listing import Listing, folder_listing, is_list, list_listing
-from fastequi.data.sources.of_index import TOLERATE, differs, headers_for, source_of
+from fastequi.data.sources.of_index import differs, headers_for, source_of
 from fastequi.data.sources.parts import part_named
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.selection import Data, Place, Selection, places_in
 from fastequi.data.sources.shard_cache import ShardCache
 from fastequi.data.sources.shards import is_shards, shard_archives, shard_listing
+from fastequi.data.sources.tolerance import Tolerance
 from fastequi.data.sources.urls import is_url
 from fastequi.data.sources.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
 _ALL, _RGB = Patterns(), Wanted()
+_TOLERATE = Tolerance.share
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,14 @@ def embedded_photos(region: Region = WHOLE) -> Source:
     """The nine photographs in the package (licences beside them)."""
     folder = Path(str(resources.files("fastequi.data").joinpath("photos")))
     listing = replace(folder_listing(folder), passed_over={})  # the licences
-    return _of_files(f"image folder: {folder}", listing, region, None, TOLERATE, _ALL, _RGB)
+    return _of_files(f"image folder: {folder}", listing, region, None, _TOLERATE, _ALL, _RGB)
 
 
 def open_source(
     data: Data,
     region: Region = WHOLE,
     index: Path | Sequence[Path] | None = None,
-    tolerate: float = TOLERATE,
+    tolerate: float | None = None,
     cache: ShardCache | None = None,
     wanted: Wanted = _RGB,
 ) -> Source:
@@ -93,7 +95,7 @@ def open_parts(
     data: Data,
     region: Region = WHOLE,
     index: Path | Sequence[Path] | None = None,
-    tolerate: float = TOLERATE,
+    tolerate: float | None = None,
     cache: ShardCache | None = None,
     wanted: Wanted = _RGB,
 ) -> list[Part]:
@@ -101,8 +103,10 @@ def open_parts(
 
     Args:
         data: see :class:`Selection`.
-        region, tolerate: as in :func:`image_folder`, for each place.
+        region: as in :func:`image_folder`.
         index: as in :func:`image_folder`; with several places, one for each.
+        tolerate: largest share of unreadable images of each place; by default as `data` says, else
+            as is wanted.
         cache: for whole shards of a URL.
         wanted: what is asked of the images' channels.
 
@@ -117,10 +121,11 @@ def open_parts(
             f"--index: expected one for each of the {len(places)} places in {chosen.option}, "
             f"got {len(given)}"
         )
+    shares = tolerate, chosen.tolerate, wanted.tolerance.share
+    share = next(share for share in shares if share is not None)
+    wanted = replace(wanted, tolerance=Tolerance(share, chosen.tolerate_as))
     opened = [
-        _opened(
-            place, region, given[i] if given else None, tolerate, chosen.patterns, cache, wanted
-        )
+        _opened(place, region, given[i] if given else None, share, chosen.patterns, cache, wanted)
         for i, place in enumerate(places)
     ]
     found = [part for part in opened if len(part.source)]
@@ -133,7 +138,7 @@ def image_folder(
     path: Place,
     region: Region = WHOLE,
     index: Path | None = None,
-    tolerate: float = TOLERATE,
+    tolerate: float = _TOLERATE,
     patterns: Patterns = _ALL,
     wanted: Wanted = _RGB,
 ) -> Source:
@@ -170,7 +175,7 @@ def image_list(
     path: Place,
     region: Region = WHOLE,
     index: Path | None = None,
-    tolerate: float = TOLERATE,
+    tolerate: float = _TOLERATE,
     patterns: Patterns = _ALL,
     wanted: Wanted = _RGB,
 ) -> Source:
@@ -192,7 +197,7 @@ def tar_shards(
     data: Place,
     region: Region = WHOLE,
     index: Path | None = None,
-    tolerate: float = TOLERATE,
+    tolerate: float = _TOLERATE,
     patterns: Patterns = _ALL,
     wanted: Wanted = _RGB,
 ) -> Source:

@@ -19,6 +19,7 @@ from fastequi.data.sources.parts import image_of, part_of
 from fastequi.data.sources.remote_reader import RemoteShards
 from fastequi.data.sources.table import fingerprint
 from fastequi.data.sources.texts import taken
+from fastequi.data.sources.tolerance import Tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Source:
         measured: what scans measured of the values, by kind.
         part: what of each file is the image, as the end of a name (`fastequi.data.sources.parts`);
             "" where it is all of it, or not the same of all.
+        tolerance: how many may turn out to be unreadable, where the reader is not told.
     """
 
     paths: Sequence[str] = field(repr=False)
@@ -70,6 +72,7 @@ class Source:
     kinds: NDArray[np.uint16] | None = field(default=None, repr=False, compare=False)
     measured: Mapping[int, Measured] = field(default_factory=dict, repr=False, compare=False)
     part: str = field(default="", compare=False)
+    tolerance: Tolerance = field(default=Tolerance(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         x0, y0, x1, y1 = self.region
@@ -180,6 +183,7 @@ def united(parts: Sequence[tuple[Path, Source]]) -> tuple[Source, NDArray[np.int
         tuple(sorted({name for _, source in parts for name in source.formats})),
         kinds=np.array([codes[k][i] for k, i in map(of.__getitem__, order)], np.uint16),
         measured=_measured([source for _, source in parts], np.bincount([k for k, _ in of])),
+        tolerance=parts[0][1].tolerance,
         part=parts[0][1].part if len({source.part for _, source in parts}) == 1 else "",
     )
     return whole, np.array([of[i][0] for i in order], np.int64)

@@ -28,9 +28,9 @@ from fastequi.data.sources.changes import Some
 from fastequi.data.sources.columns import Columns
 from fastequi.data.sources.images import Source
 from fastequi.data.sources.made_texts import Patched, places_of
-from fastequi.data.sources.of_index import tolerated
 from fastequi.data.sources.parts import image_of, parsed
 from fastequi.data.sources.texts import Names, Texts, chunks, taken
+from fastequi.data.sources.tolerance import Tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +90,17 @@ def as_begun(file: Path, source: Source, tolerate: float) -> Source:
     lost = np.flatnonzero(places < 0)
     there = np.flatnonzero(places >= 0)
     other = there[(sizes[there] != source.sizes[places[there]]).any(1)]
-    if len(other) or len(lost) > tolerated(len(names), tolerate):
+    if len(other) or len(lost) > Tolerance(tolerate).allowed(len(names)):
         some, what = (other, "of another size") if len(other) else (lost, "gone")
         said = f"{_named(taken(names, some))} {what}"
-        said += _of_other_pages(taken(names, lost), source.names)
-        raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}")
+        pages = _of_other_pages(taken(names, lost), source.names)
+        if not len(there) and not pages:
+            raise ValueError(
+                f"--data: expected the place of the run's {len(names)} images ({Some(names)}), "
+                f"got another one with {len(source)} ({Some(source.names)}), none of which has the "
+                f"name of one of them; they are listed in {file.parent}"
+            )
+        raise ValueError(f"cannot continue: of the {len(names)} images of the run {said}{pages}")
     gone = taken(names, lost)
     if len(gone):
         logger.warning("images of the run that are gone, and will be replaced: %s", Some(gone))

@@ -30,7 +30,6 @@ from fastequi.data.sources.wanted import Wanted, smallest
 
 logger = logging.getLogger(__name__)
 
-TOLERATE = 0.1
 _LOOKED_AT = 1000  # names
 _NAMED, _ALIKE = 10, 3
 _OF_PAGES = (
@@ -38,11 +37,6 @@ _OF_PAGES = (
     "with all its channels; fastequi data scan PLACE --pages images takes all, --pages channels "
     "those of other TIFF as channels"
 )
-
-
-def tolerated(num_files: int, share: float = TOLERATE) -> int:
-    """The number of damaged files allowed: that share, but at least one unless it is 0."""
-    return max(int(share > 0), int(num_files * share))
 
 
 def headers_for(listing: Listing, wanted: Wanted) -> Index:
@@ -74,6 +68,7 @@ def source_of(
         count: images before patterns chose some of them; None: those of the index.
     """
     count = len(known.rows) if count is None else count
+    tolerance = replace(wanted.tolerance, share=tolerate)
     known = known.only(patterns)
     if known.passed_over:
         logger.info("%s: passed over %s", what, counted(known.passed_over))
@@ -97,8 +92,9 @@ def source_of(
         how = f" as data.channels={wanted.channels} asks" * bool(unfit)
         reasons = _by_reason(known.left_out)
         failed = f"{bad} of {total} images in {root} cannot be read{how}: {reasons}"
-        if not known.rows or bad > tolerated(total, tolerate):
-            hint = "; --exclude leaves images out, data.tolerate a share of all" * bool(known.rows)
+        if not known.rows or bad > tolerance.allowed(total):
+            ways = f"; --exclude leaves images out, {tolerance.option} a share of all"
+            hint = ways * bool(known.rows and tolerance.option)
             hint += f"; {_OF_PAGES}" * of_pages
             if wanted.part != known.part and (wanted.part or wanted.begun):
                 options = part_named(wanted.part).options
@@ -129,6 +125,7 @@ def source_of(
         kinds=columns.kinds,
         measured=known.measured,
         part=known.part,
+        tolerance=tolerance,
     )
 
 

@@ -12,6 +12,7 @@ from fastequi.data.sources.listing import is_list, listed
 from fastequi.data.sources.local import expect_local
 from fastequi.data.sources.patterns import Patterns
 from fastequi.data.sources.shards import is_shards
+from fastequi.data.sources.tolerance import Tolerance
 from fastequi.data.sources.urls import READ, expect_shards, is_url, scheme
 
 Place = str | os.PathLike[str]
@@ -26,11 +27,15 @@ class Selection:
             glob, or a range such as {000..012}); or the URL of tar shards, alone.
         patterns: which of the images there, by their names.
         option: named in errors.
+        tolerate: largest share of images that may be unreadable; None: as the run has it.
+        tolerate_as: how errors call that share; "": nothing changes it.
     """
 
     places: tuple[str, ...]
     patterns: Patterns = Patterns()  # noqa: RUF009
     option: str = "--data"
+    tolerate: float | None = None
+    tolerate_as: str = Tolerance.option
 
     @classmethod
     def of(cls, data: Data) -> Selection:

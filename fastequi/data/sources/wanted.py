@@ -25,6 +25,7 @@ from fastequi.data.sources.kinds import (
     tally,
 )
 from fastequi.data.sources.measured import Measured
+from fastequi.data.sources.tolerance import Tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Wanted:
         by_encoder: whether an encoder takes them, which no option changes.
         part: what of each file, as the end of a name (`fastequi.data.sources.parts`), where no scan
             says it: as a run did.
+        tolerance: how many of them may be unreadable.
     """
 
     channels: str = RGB
@@ -54,6 +56,7 @@ class Wanted:
     depth: str = ""
     by_encoder: bool = False
     part: str = ""
+    tolerance: Tolerance = Tolerance()  # noqa: RUF009
 
     def _instead(self, kind: Kind, codes: NDArray[np.uint16] | None) -> str:
         """What keeps images as they are, behind what RGB does not; "" where nothing does."""
