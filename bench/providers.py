@@ -122,7 +122,7 @@ def lightly(make: Callable[[Any, Inputs], Function], signature: Signature) -> Ma
         try:
             from lightly import loss
         except Exception as error:
-            raise Unavailable(f"lightly: {error}") from None
+            raise Unavailable(str(error)) from None
         return signature.eager(make(loss, inputs))(inputs, mode)
 
     return made

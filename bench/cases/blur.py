@@ -98,7 +98,7 @@ def _kornia(signature: Signature, finish: Callable[..., Tensor], inputs: Inputs,
     try:
         from kornia.filters import gaussian_blur2d
     except Exception as error:
-        raise Unavailable(f"kornia: {error}") from None
+        raise Unavailable(str(error)) from None
     sigma = inputs["sigma"]
     each = sigma.flatten()[:, None].expand(-1, 2).contiguous()
 

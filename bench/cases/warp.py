@@ -48,7 +48,7 @@ def _kornia(inputs: Inputs, mode: str) -> Call:
     try:
         from kornia.geometry.transform import warp_affine
     except Exception as error:
-        raise Unavailable(f"kornia: {error}") from None
+        raise Unavailable(str(error)) from None
     size, steps = inputs["image"].shape[-1], inputs["theta"].shape[1]
     # kornia takes input-to-output matrices in pixels
     pixels = torch.linalg.inv(in_pixels(inputs["theta"], size))[..., :2, :]

@@ -42,7 +42,8 @@ def crop_align_loss(
         turns: [P, B] integers: quarter turns counter-clockwise that bring the teacher's region into
             the student's orientation, the difference of their crops' turns. Taken modulo 4.
         bins: n, along each side. Each is the mean of bilinear samples, along a side as many as it
-            has cells, rounded up (torchvision's `sampling_ratio=-1`, `aligned=True`).
+            has cells, rounded up (torchvision's `sampling_ratio=-1`, `aligned=True`; a side may be
+            a thousandth of a cell longer, so that no rounding decides).
         scale: cells of the maps per unit of the boxes; 1 / 16 for pixels and patches of 16.
         pairs: P times (student's view, teacher's view); None pairs view i with view i.
 
