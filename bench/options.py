@@ -50,8 +50,8 @@ def chosen(known: Mapping[str, OpBench], names: Sequence[str], options: Options)
     """
     for name in names:
         if name not in known:
-            there = ", ".join(known)
-            raise SystemExit(f"--case: no case {name!r}{meant(name, known)}; there are {there}")
+            near = meant(name, known) or f"; there are {', '.join(known)}"
+            raise SystemExit(f"--case: no case {name!r}{near}")
     cases = [known[name] for name in names]
     providers = sorted({name for case in cases for name in case.providers})
     for name in options.without:

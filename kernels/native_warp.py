@@ -77,7 +77,8 @@ MAKES = f"results in uint8, float16, float32 or bfloat16, of 1 to {CHANNELS} cha
 def said(image: Tensor) -> str:
     """What there is to say of an image that C does not take."""
     negative = ", a negative view (resolve_neg())" if image.is_neg() else ""
-    return f"{image.shape[1]} channels{negative}"
+    channels = image.shape[1]
+    return f"{channels} channel{'' if channels == 1 else 's'}{negative}"
 
 
 def samples(image: Tensor) -> bool:

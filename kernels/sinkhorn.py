@@ -274,16 +274,16 @@ def _by_products(
     wide = rows.double() / temp
     top = wide.amax(1)
     powers = wide.sub_(top[:, None]).exp_()
-    row, column = torch.zeros_like(top), top.new_empty(0)  # both over temp
+    number = torch.promote_types(x.dtype, torch.float32)
+    row, column = torch.zeros_like(top), top.new_empty(0)  # over temp; and not
     for _ in range(iterations):
-        column = _log_products(powers.mT, top - row)
-        row = top + _log_products(powers, -column)
+        column = (_log_products(powers.mT, top - row) * temp).to(number)
+        row = top + _log_products(powers, column.double() / -temp)  # of the column that is rounded
     if not (row.isfinite().all() and column.isfinite().all()):
         return None
     if counts is not None and rows is not x:
         row = row.new_full((len(x),), torch.inf).masked_scatter_(counts, row)
-    number = torch.promote_types(x.dtype, torch.float32)
-    return (row * temp).to(number), (column * temp).to(number)
+    return (row * temp).to(number), column
 
 
 def _log_products(powers: Tensor, logarithms: Tensor) -> Tensor:

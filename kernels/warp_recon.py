@@ -93,13 +93,17 @@ def compute_warp_recon(
     else:
         in_c = native_warp.samples(image) and native_warp.reads(pred, patch_size)
         # C tests "outside" in pixels; a side of one pixel with aligned corners has no scale
-        in_c = in_c and not (mask_outside and align_corners and 1 in image.shape[2:])
+        no_scale = mask_outside and align_corners and 1 in image.shape[2:]
+        in_c = in_c and not no_scale
         in_c = in_c and theta.dtype != torch.float64
         run = native_warp.warp_recon if in_c and use_native(pred) else warp_recon_eager
         if use_native(pred) and not in_c:
             given = pred.dtype, image.dtype, theta.dtype
             rows = native_warp.rows_of(pred, patch_size) or "rows with gaps"
             rows = "a negative view (resolve_neg())" if pred.is_neg() else rows
+            rows += (
+                ", mask_outside with aligned corners and a side of one pixel" if no_scale else ""
+            )
             shape = f"{native_warp.said(image)}, {rows}"
             say_type("the path loss", *given, takes=native_warp.TAKES, shape=shape)
     each, in_parts = sums, reduce and run is not native_warp.warp_recon

@@ -123,6 +123,10 @@ def test_in_place_reuses_the_logits_memory_and_is_noticed(backend, device):
         (loss + entropy).backward()
     with pytest.raises(ValueError, match="inplace: student is a leaf"):
         dino_loss(logits((2, 4, 48)).to(device).requires_grad_(), teacher, inplace=True)
+    half, keeps = logits((2, 4, 48)).to(device).half().requires_grad_(), teacher.half()
+    copied = 2 * half  # float16 is not cast then: the memory would be another
+    dino_loss(copied, keeps, inplace=True).backward()
+    assert not torch.equal(copied.detach(), 2 * half.detach())
 
 
 def test_strided_logits_and_empty_batches(backend, device):

@@ -50,6 +50,13 @@ def test_prototypes_masked_by_a_number_are_balanced_too(backend, device):
     assert share.max() < 1.5
 
 
+def test_rows_sum_to_one_whatever_number_all_logits_have_in_common(backend, device):
+    x = (logits((64, 32)) + 1e4).to(device)
+    row, column = sinkhorn(x, 0.04, 3)
+    sums = torch.exp((x - column - row[:, None]) / 0.04).sum(1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("spread", "known"), [(1.0, True), (5.0, True), (300.0, False)])
 @pytest.mark.parametrize("some", [False, True])

@@ -91,7 +91,7 @@ def dino_loss(
     group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
-    if prototypes is None:
+    if prototypes is None and not inplace:
         student, teacher = widened(student, teacher)
     key, again = _DINO.find((student, teacher, center, *layers), settings)
     if again is not None:
@@ -147,7 +147,7 @@ def ibot_loss(
     group = distributed.current(group)
     settings = student_temp, teacher_temp, targets, iterations, group, inplace
     layers = prototypes, teacher_prototypes
-    if prototypes is None and weight is None:
+    if prototypes is None and weight is None and not inplace:
         student, teacher = widened(student, teacher)
     key, again = _IBOT.find((student, teacher, center, weight, *layers), settings)
     if again is not None:
@@ -155,7 +155,7 @@ def ibot_loss(
     student, teacher, layers = _checked(student, teacher, layers, None)
     _check_rows(student, teacher, weight)
     options = _options(student_temp, teacher_temp, center, targets, iterations, group, inplace)
-    if weight is not None and prototypes is None and is_widened(student):
+    if weight is not None and prototypes is None and not inplace and is_widened(student):
         counts, given = weight.flatten() != 0, (student.flatten(0, -2), teacher.flatten(0, -2))
         some = widened(*(rows[counts] for rows in given))
         return ibot_loss(*some, weight=weight.flatten()[counts], **options._asdict())
