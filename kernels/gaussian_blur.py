@@ -37,23 +37,23 @@ def _compute(
     max_sigma: float,
 ) -> Tensor:
     """[B, K, C, H, W]."""
-    out = image.new_empty((*sigma.shape, *image.shape[1:]), dtype=dtype)
+    in_c = use_native(image)
+    written = torch.float32 if in_c and dtype == torch.float16 else dtype  # C writes no float16
+    out = image.new_empty((*sigma.shape, *image.shape[1:]), dtype=written)
     if out.numel() == 0:
-        return out
+        return out.to(dtype)
     target = BlurTarget(mean=mean, std=std, max_sigma=max_sigma)
     if use_triton(image):
         launch(out, image, sigma, target, out, False)
         return out
-    in_c = torch.float32 if dtype == torch.float16 else dtype  # which C does not write
-    if use_native(image) and native_blur.makes(image, in_c, max_sigma):
-        out = out.to(in_c)
+    if in_c and native_blur.makes(image, written, max_sigma):
         native_blur.blur(out, image, sigma, target)
         return out.to(dtype)
-    if use_native(image):
+    if in_c:
         _say(image, dtype)
     for part in chunks_of(out):
         out[part] = gaussian_blur_ref(image[part], sigma[part], target, dtype)
-    return out
+    return out.to(dtype)
 
 
 def _say(image: Tensor, dtype: torch.dtype) -> None:

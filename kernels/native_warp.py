@@ -74,9 +74,12 @@ TAKES = (
 MAKES = f"results in uint8, float16, float32 or bfloat16, of 1 to {CHANNELS} channels"
 
 
+NEGATIVE = "a negative view (resolve_neg())"
+
+
 def said(image: Tensor) -> str:
     """What there is to say of an image that C does not take."""
-    negative = ", a negative view (resolve_neg())" if image.is_neg() else ""
+    negative = f", {NEGATIVE}" if image.is_neg() else ""
     channels = image.shape[1]
     return f"{channels} channel{'' if channels == 1 else 's'}{negative}"
 

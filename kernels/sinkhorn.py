@@ -267,8 +267,8 @@ def _by_products(
     """:func:`balanced` in PyTorch, each power made once: the sums are products of the powers with a
     vector. In float64, whose powers reach far enough down for most logits; None where a sum is too
     small all the same, or a logit is not finite."""
-    counts = None if weight is None else weight != 0
-    rows = x if counts is None or bool(counts.all()) else x[counts]
+    counts = None if weight is None or bool((weight != 0).all()) else weight != 0
+    rows = x if counts is None else x[counts]
     if not len(rows):
         return None
     wide = rows.double() / temp
@@ -281,7 +281,7 @@ def _by_products(
         row = top + _log_products(powers, column.double() / -temp)  # of the column that is rounded
     if not (row.isfinite().all() and column.isfinite().all()):
         return None
-    if counts is not None and rows is not x:
+    if counts is not None:
         row = row.new_full((len(x),), torch.inf).masked_scatter_(counts, row)
     return (row * temp).to(number), column
 

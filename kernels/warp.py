@@ -151,17 +151,16 @@ def _compute(
 ) -> Tensor:
     target = Target(height, width, 0, "none", mean, std, padding_mode, align_corners)
     batch, steps, channels = *theta.shape[:2], image.shape[1]
-    out = image.new_empty((batch, steps, channels, height, width), dtype=dtype)
-    if out.numel() == 0:
-        return out
-    color = as_matrices(color, channels)
     in_c = use_native(image) and native_warp.samples(image)
-    if in_c and dtype == torch.float16:  # which C does not write
-        native_warp.warp(wide := out.float(), image, theta, color, target)
-        return wide.to(dtype)
-    if in_c and dtype in native.DTYPES:
+    written = torch.float32 if in_c and dtype == torch.float16 else dtype  # C writes no float16
+    out = image.new_empty((batch, steps, channels, height, width), dtype=written)
+    if out.numel() == 0:
+        return out.to(dtype)
+    color = as_matrices(color, channels)
+    if in_c and written in native.DTYPES:
         native_warp.warp(out, image, theta, color, target)
-    elif not use_triton(image):
+        return out.to(dtype)
+    if not use_triton(image):
         if use_native(image):
             given, shape = (image.dtype, dtype), native_warp.said(image)
             say_type("warp", *given, takes=native_warp.MAKES, shape=shape)

@@ -100,7 +100,7 @@ def compute_warp_recon(
         if use_native(pred) and not in_c:
             given = pred.dtype, image.dtype, theta.dtype
             rows = native_warp.rows_of(pred, patch_size) or "rows with gaps"
-            rows = "a negative view (resolve_neg())" if pred.is_neg() else rows
+            rows = native_warp.NEGATIVE if pred.is_neg() else rows
             rows += (
                 ", mask_outside with aligned corners and a side of one pixel" if no_scale else ""
             )

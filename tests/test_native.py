@@ -438,6 +438,8 @@ def test_what_runs_slower_says_what_is_unusual(caplog):
         for image in (negative, many):
             assert torch.isfinite(warp(image, theta)).all()
             assert torch.isfinite(gaussian_blur(image, 1.0)).all()
+            for found in (warp(image.half(), theta), gaussian_blur(image.half(), 1.0)):
+                assert found.dtype == torch.float16
     said = [r.getMessage() for r in caplog.records]
     for words in ("3 channels, a negative view (resolve_neg())", "5000 channels"):
         assert len([line for line in said if line.startswith("warp of") and words in line]) == 1

@@ -7,12 +7,13 @@ import torch
 from fastequi.functional.blur_recon import blur_recon_loss
 from fastequi.functional.correspondence import correspondence_loss
 from fastequi.functional.crop_align import crop_align_loss
-from fastequi.functional.dino import dino_loss, ibot_loss, linear_dino_loss, linear_ibot_loss
+from fastequi.functional.dino import dino_loss, ibot_loss
 from fastequi.functional.fused_views import fused_views
 from fastequi.functional.gaussian_blur import gaussian_blur
 from fastequi.functional.gram import gram_loss
 from fastequi.functional.koleo import koleo_loss
 from fastequi.functional.linear_blur_recon import linear_blur_recon_loss
+from fastequi.functional.linear_dino import linear_dino_loss, linear_ibot_loss
 from fastequi.functional.linear_warp_recon import linear_warp_recon_loss
 from fastequi.functional.nt_xent import nt_xent_loss
 from fastequi.functional.rot90_batch import rot90_batch
